@@ -389,7 +389,8 @@ def account_of(made: Made) -> list[str]:
         errors = [error for error in made.relative_errors.values() if error is not None]
         loss = "exact" if made.exact else f"largest relative error {max(errors, default=0.0):.3g}"
         left_out = [f"left out: {key}" for key in made.dropped]
-        return [f"{made.modules} modules, {loss}", *left_out, *made.notes, *made.remarks]
+        no_longer_right = [f"no longer right in: {title}" for title in made.titles_no_longer_right]
+        return [f"{made.modules} modules, {loss}", *left_out, *no_longer_right, *made.notes, *made.remarks]
     lines = [f"{made.modules} modules, ranks {_counts(made.ranks) or 'none'}"]
     if made.error:
         lines.append(f"relative error {made.error:.3g}")

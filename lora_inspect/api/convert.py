@@ -33,9 +33,8 @@ from lora_inspect.converting.options import (
     known_targets,
     titles_of_programs,
 )
-from lora_inspect.converting.plan import plan_for
+from lora_inspect.converting.plan import plan_settled, settle
 from lora_inspect.converting.standard_fix import output_ending
-from lora_inspect.converting.target.target_program import scheme_for
 from lora_inspect.errors import RefusedError
 from lora_inspect.files.checkpoint import open_checkpoint
 from lora_inspect.files.outputs import GGUF_ENDING
@@ -163,7 +162,8 @@ def state_dict(
     """
     name, asked = requested_conversion(adapter, names, options)
     whole = read_adapter(open_checkpoint(name), asked.settings)
-    ending = output_ending(whole, scheme_for(whole, asked))
+    settled = settle(whole, asked)
+    ending = output_ending(whole, settled.options.scheme)
     if ending == GGUF_ENDING:
         raise RefusedError(
             name,
@@ -171,7 +171,7 @@ def state_dict(
             "write a file with convert",
         )
     with tempfile.TemporaryDirectory(prefix="lora-inspect-") as folder:
-        plan = plan_for(whole, os.path.join(folder, f"adapter{ending}"), asked)
+        plan = plan_settled(settled, os.path.join(folder, f"adapter{ending}"))
         return _loaded(logged(convert_planned(plan, progress=watched(progress, len(plan.destinations)))))
 
 

@@ -135,6 +135,8 @@ def tell(result: "ConvertResult", with_errors: bool) -> None:
         terminal.line(f"orientation: {words}")
     for remark in result.remarks:
         terminal.line(remark)
+    if result.no_longer_right:
+        terminal.line(f"no longer right in {listed(result.titles_no_longer_right, 'and')}, where the input is right")
     if result.dropped:
         terminal.line(f"left out: {some(result.dropped, 5)}")
     if result.passed_through:
@@ -186,19 +188,20 @@ def convert_folder(
     It exits if one failed. `with_right` includes the adapters that the program of the output already loads with the
     same meaning. Raises LoraInspectError as `make_in_folder` does.
     """
-    from lora_inspect.converting.standard_fix import output_ending
-    from lora_inspect.converting.target.target_program import scheme_for
+    from lora_inspect.converting.plan import ending_of_output
     from lora_inspect.ops.convert import convert_to_standard
     from lora_inspect.ops.folder import find_in_folder, make_in_folder
 
-    def convert_one(adapter: "Adapter", target: str) -> "ConvertResult":
+    def options_for(adapter: "Adapter") -> ConvertOptions:
         present = {module.name.component for module in adapter.modules.values()}
         own = tuple(component for component in options.only if component in present)
-        chosen = replace(options, only=own or options.only)
-        return convert_to_standard(adapter.checkpoint.path, target, chosen, force)
+        return replace(options, only=own or options.only)
+
+    def convert_one(adapter: "Adapter", target: str) -> "ConvertResult":
+        return convert_to_standard(adapter.checkpoint.path, target, options_for(adapter), force)
 
     def ending(adapter: "Adapter") -> str:
-        return output_ending(adapter, scheme_for(adapter, options))
+        return ending_of_output(adapter, options_for(adapter))
 
     def is_right(adapter: "Adapter") -> bool:
         return not with_right and options.program is not None and _is_right_in(options.program, adapter)
@@ -216,6 +219,11 @@ def convert_folder(
     terminal.exit_with(failures)
 
 
+def _losses(result: "ConvertResult") -> str:
+    titles = result.titles_no_longer_right
+    return f"no longer right in {some(titles, 3)}" if titles else ""
+
+
 def _record(outcome: "Outcome[ConvertResult]", failed: CommandFailure | None) -> dict[str, Any]:
     if outcome.result:
         record = outcome.result.to_dict()
@@ -230,7 +238,7 @@ def _tell(outcomes: "Sequence[Outcome[ConvertResult]]", program: str | None) -> 
     """Print a line per converted adapter, the counts of each kind, and the skipped files."""
     done = [outcome.result for outcome in outcomes if outcome.result]
     for result in done:
-        terminal.row(f"{headline(result)}; {loss(result)}")
+        terminal.row("; ".join(filter(None, (headline(result), loss(result), _losses(result)))))
     terminal.tell_counts(outcomes, "converted", f"already load in {PROGRAMS[program].title}" if program else "")
     for result in done:
         for note in result.notes:

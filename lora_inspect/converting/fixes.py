@@ -8,31 +8,21 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from lora_inspect import schemes
-from lora_inspect.architectures.detection import Detection
 from lora_inspect.converting.options import ConvertOptions, ConvertRequest
-from lora_inspect.converting.plan import SettledInput, chosen_input, plan_settled, settle
+from lora_inspect.converting.plan import SettledInput, plan_settled, settle
 from lora_inspect.converting.standard_fix import output_beside
-from lora_inspect.converting.target.prediction import predict_output
+from lora_inspect.converting.target.kept_names import NameKeeper, Prediction, predict
 from lora_inspect.converting.target.target_algorithm import becomes_lora, check_algorithm, is_kernel_open, is_thin
 from lora_inspect.converting.target.target_layout import Destination
 from lora_inspect.converting.target.target_names import targets
-from lora_inspect.converting.target.target_program import (
-    check_kinds,
-    check_loadable,
-    for_program,
-    scheme_for,
-    with_base,
-    with_magnitudes,
-)
+from lora_inspect.converting.target.target_program import check_loadable, scheme_for, with_base
 from lora_inspect.errors import LoraInspectError, RefusedError
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.locations import is_folder
 from lora_inspect.option import declared
-from lora_inspect.programs.adapter_view import View
 from lora_inspect.programs.record import Program
-from lora_inspect.programs.verdict import SAME, Verdict, judge_view
+from lora_inspect.programs.verdict import Verdict
 from lora_inspect.reading.adapter import Adapter
-from lora_inspect.reading.identify import adapter_candidates
 from lora_inspect.reading.keys.groups import changes_of_kinds
 from lora_inspect.reading.model.settings import spell_argument
 from lora_inspect.schemes.gguf import GGUF
@@ -48,37 +38,48 @@ _SPELLED = (
 _NEAR = 0.01
 
 
-class Prediction(NamedTuple):
-    """The output of a conversion as programs see it, None if unknown, and its families."""
+class _Outlook:
+    """The predicted outputs of an adapter's conversions, which programs that read the same names share.
 
-    written: View | None
-    families: Sequence[Detection]
-
-
-class _LastPrediction:
-    """The last prediction of an adapter's conversions, which programs that read the same names share.
-
-    A prediction takes about as long as a conversion, and as much memory as the adapter.
+    Of outputs with other names only the last prediction stays: one takes about as long as a conversion, and as much
+    memory as the adapter.
     """
 
-    def __init__(self) -> None:
-        self._asked: ConvertOptions | None = None
-        self._found: Prediction | LoraInspectError | None = None
+    def __init__(self, adapter: Adapter) -> None:
+        self._adapter = adapter
+        self._names = NameKeeper()
+        self._options: ConvertOptions | None = None
+        self._prediction: Prediction | LoraInspectError | None = None
 
-    def predict(self, adapter: Adapter, output: str, options: ConvertOptions) -> Prediction:
-        """Return the prediction for `options`.
+    def settle(self, options: ConvertOptions) -> SettledInput:
+        """Return the settled input; raise LoraInspectError if the conversion is refused."""
+        return settle(self._adapter, options, self._names)
+
+    def predict(self, settled: SettledInput, output: str) -> Prediction:
+        """Return the prediction of a settled conversion.
 
         Raises LoraInspectError if the conversion is refused.
         """
-        settled = settle(adapter, options)
         # What the program decides is settled.
-        asked = replace(settled.options, program=None)
-        if self._found is None or asked != self._asked:
-            self._asked, self._found = asked, None  # which frees its memory before another one takes as much
-            self._found = _planned(settled, output)
-        if isinstance(self._found, LoraInspectError):
-            raise self._found
-        return self._found
+        options = replace(settled.options, program=None)
+        if self._prediction is None or options != self._options:
+            self._options, self._prediction = options, None  # frees its memory before another one takes as much
+            self._prediction = self._planned(settled, output)
+        if isinstance(self._prediction, LoraInspectError):
+            raise self._prediction
+        return self._prediction
+
+    def _planned(self, settled: SettledInput, output: str) -> Prediction | LoraInspectError:
+        try:
+            return self.predict_modules(settled, plan_settled(settled, output).destinations)
+        except LoraInspectError as error:
+            return error
+
+    def predict_modules(self, settled: SettledInput, modules: Sequence[Destination]) -> Prediction:
+        """Return the prediction of an output with these modules; raise LoraInspectError if its rows cannot be moved."""
+        if settled.options.scheme is None:
+            return self._names.predict(settled.part.adapter, settled.whole, settled.options)
+        return predict(settled.part.adapter, modules, settled.options)
 
 
 def find_fixes(
@@ -98,7 +99,7 @@ def find_fixes(
     by_names = sorted(((_names_for(adapter, one), one) for one in programs), key=lambda found: found[0] or "")
     left = [(program, _asked(adapter, program, names, base)) for names, program in by_names]
     found: dict[str, str] = {}
-    last = _LastPrediction()
+    outlook = _Outlook(adapter)
     for drops in (False, True) if adapter.unclaimed else (False,):
         for make in EVERY_WAY if ways is None else ways:
             for program, asked in left:
@@ -106,8 +107,9 @@ def find_fixes(
                     options = make(adapter, replace(asked, allow_unclaimed=drops), base)
                     if options is None:
                         continue
-                    output = output_beside(adapter, options.program or "standard", scheme_for(adapter, options))
-                    if not _is_right(adapter, output, options, program, last):
+                    settled = outlook.settle(options)
+                    output = output_beside(adapter, options.program or "standard", settled.options.scheme)
+                    if not _is_right(settled, output, options, program, outlook):
                         continue
                 except LoraInspectError:
                     continue
@@ -177,51 +179,31 @@ EVERY_WAY: tuple[Way, ...] = (_standard, _exact, _with_base, _as_lora, _near, _a
 OF_ITS_FACTORS: tuple[Way, ...] = (_exact, _with_base)
 
 
-def _is_right(adapter: Adapter, output: str, options: ConvertOptions, program: Program, last: _LastPrediction) -> bool:
+def _is_right(settled: SettledInput, output: str, options: ConvertOptions, program: Program, outlook: _Outlook) -> bool:
     """Return True if the program will apply the meaning of the output.
 
     This is only as sure as the prediction. Raises LoraInspectError if the conversion is impossible. Facts in files that
     were not given are assumed to be known.
     """
     if options.base != BASE and options.model_config != CONFIG:
-        return _is_read(last.predict(adapter, output, options), options, program)
-    adapter = chosen_input(adapter, options).adapter
-    told = with_magnitudes(adapter, for_program(adapter, adapter, options))
-    if check_algorithm(adapter, told):
+        return _is_read(outlook.predict(settled, output), options, program)
+    adapter, settled_options = settled.part.adapter, settled.options
+    if check_algorithm(adapter, settled_options):
         raise RefusedError(adapter.checkpoint.path, "no module would change")
-    check_kinds(adapter, [family.architecture.name for family in adapter_candidates(adapter)], told)
     if options.model_config != CONFIG:
-        prediction = _predicted(adapter, targets(adapter, adapter, None, None, told), told)
-        return _is_read(prediction, told, program)
-    if not all(c.algorithm.rows or c.algorithm.replaces for c in adapter.contributions):
+        modules = targets(adapter, settled.whole, None, None, settled_options)
+        return _is_read(outlook.predict_modules(settled, modules), options, program)
+    if not all(one.algorithm.rows or one.algorithm.replaces for one in adapter.contributions):
         raise RefusedError(adapter.checkpoint.path, "the config decides whether rows move, and some rows cannot")
-    check_loadable(adapter, schemes.by_name(told.scheme or ""), told)
+    check_loadable(adapter, schemes.by_name(settled_options.scheme or ""), settled_options)
     return True
-
-
-def _planned(settled: SettledInput, output: str) -> Prediction | LoraInspectError:
-    try:
-        plan = plan_settled(settled, output)
-        return _predicted(plan.adapter, plan.destinations, plan.options)
-    except LoraInspectError as error:
-        return error
-
-
-def _predicted(adapter: Adapter, destinations: Sequence[Destination], options: ConvertOptions) -> Prediction:
-    written = predict_output(adapter, destinations, options)
-    if written is None:
-        return Prediction(None, ())
-    # Under other names it may be of more families, which widths tell apart where factors tell those.
-    changes = (c for c in changes_of_kinds(adapter.modules) if c.algorithm.formula)
-    told = written if all(None not in c.shape for c in changes) else adapter
-    return Prediction(View(written), adapter_candidates(told))
 
 
 def _is_read(prediction: Prediction, options: ConvertOptions, program: Program) -> bool:
     if prediction.written is None:
         # A folder is as its config says, but only programs that read such folders are given one.
         return options.program is not None
-    return judge_view(prediction.written, prediction.families, program).verdict == SAME
+    return prediction.is_right_in(program)
 
 
 def _words(options: ConvertOptions) -> Iterator[str]:

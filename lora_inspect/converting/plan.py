@@ -7,10 +7,13 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from lora_inspect import programs
 from lora_inspect.algorithms.record import BIAS
 from lora_inspect.converting.options import FULL, SINGLE_EXPERTS, ConvertOptions
 from lora_inspect.converting.output.standard_output import StandardOutput
+from lora_inspect.converting.standard_fix import output_ending
 from lora_inspect.converting.steps.base_change import BaseDependentChange, find_base_changes
+from lora_inspect.converting.target.kept_names import NameKeeper
 from lora_inspect.converting.target.target_algorithm import check_algorithm, check_biases, needs_base, shapes_in_base
 from lora_inspect.converting.target.target_layout import Destination
 from lora_inspect.converting.target.target_names import architecture_of, targets, with_scheme
@@ -234,18 +237,34 @@ class SettledInput(NamedTuple):
     notes: tuple[str, ...]
 
 
-def settle(whole: Adapter, options: ConvertOptions) -> SettledInput:
+def settle(whole: Adapter, options: ConvertOptions, names: NameKeeper | None = None) -> SettledInput:
     """Settle the options of a conversion.
 
-    Raises LoraInspectError if the meaning of the file is unknown, or if the program does not compute it.
+    The names stay if the program reads the output under them; `names` shares the predictions behind this decision among
+    several programs. Raises LoraInspectError if the meaning of the file is unknown, or if the program does not compute
+    it.
     """
     part = chosen_input(whole, options)
     adapter = part.adapter
-    options = with_magnitudes(adapter, with_scheme(adapter, for_program(adapter, whole, options)))
+    kept = (names or NameKeeper()).keep(adapter, whole, options)
+    options = kept or with_magnitudes(adapter, with_scheme(adapter, for_program(adapter, whole, options)))
     options, told = _with_named_config(adapter, options)
     already = check_algorithm(adapter, options)
     check_kinds(adapter, [family.architecture.name for family in adapter_candidates(whole)], options)
     return SettledInput(whole, part, options, (*already, *told))
+
+
+def ending_of_output(whole: Adapter, options: ConvertOptions) -> str:
+    """Return the ending of the name of a conversion's output, or an empty text if the output is a folder.
+
+    Raises LoraInspectError if the names decide it and the conversion is refused.
+    """
+    if options.program is None:
+        return output_ending(whole, options.scheme)
+    own = output_ending(whole, None)
+    if all(output_ending(whole, scheme) == own for scheme in programs.by_name(options.program).schemes.values()):
+        return own
+    return output_ending(whole, settle(whole, options).options.scheme)
 
 
 def plan_settled(settled: SettledInput, output: str) -> ConversionPlan:

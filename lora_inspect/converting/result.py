@@ -8,14 +8,28 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from lora_inspect import programs
 from lora_inspect.algorithms.record import WEIGHT, Algorithm
+from lora_inspect.architectures.detection import Detection
 from lora_inspect.converting.options import ConvertOptions
 from lora_inspect.errors import RefusedError
+from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.checkpoint import open_checkpoint
 from lora_inspect.files.discovery import ADAPTER_CONFIG
 from lora_inspect.maths.dora import SPELLINGS
+from lora_inspect.programs.adapter_view import View
 from lora_inspect.programs.record import READ, Program
-from lora_inspect.programs.verdict import LOST, REFUSED, UNJUDGED, WRONG, judge, needs_fix
+from lora_inspect.programs.verdict import (
+    LOST,
+    REFUSED,
+    SAME,
+    UNJUDGED,
+    WRONG,
+    Verdict,
+    judge_each,
+    judge_view,
+    needs_fix,
+)
 from lora_inspect.reading.adapter import Adapter, read_adapter
 from lora_inspect.reading.identify import adapter_candidates, with_paths
 from lora_inspect.reading.model.settings import Settings
@@ -141,6 +155,36 @@ _OTHER_PROGRAM = (
 )
 
 
+class WrittenOutput(NamedTuple):
+    """An output as programs see it, and its families."""
+
+    view: View
+    families: Sequence[Detection]
+
+    @classmethod
+    def of(cls, path: str, settings: Settings, written: Adapter | None = None) -> "WrittenOutput":
+        """Return the output at `path`, which is read unless it is `written`.
+
+        Of the `settings` of the input, those count that no file can hold.
+        """
+        own = Settings(allow_partial_dora=settings.allow_partial_dora, architecture=settings.architecture)
+        adapter = read_adapter(open_checkpoint(path), own) if written is None else written._replace(settings=own)
+        families = adapter_candidates(adapter)
+        return cls(View(with_paths(adapter, families)), families)
+
+    def judge(self, program: Program) -> Verdict:
+        """Return the verdict of a program on it."""
+        return judge_view(self.view, self.families, program)
+
+
+def right_programs(adapter: Adapter) -> list[Program]:
+    """Return the programs that apply the meaning of the adapter, in the order of their names."""
+    families = adapter_candidates(adapter)
+    known = sorted(programs.PROGRAMS.values(), key=lambda program: program.name)
+    verdicts = judge_each(with_paths(adapter, families), families, known)
+    return [verdict.program for verdict in verdicts if verdict.verdict == SAME]
+
+
 @dataclass(slots=True)
 class ProgramCheck:
     """A judge of an output by the rules of the `program`, called with its path; `output` is its name.
@@ -158,23 +202,26 @@ class ProgramCheck:
 
     def __call__(self, path: str) -> None:
         """Raise LoraInspectError if the program would certainly apply another change."""
-        told = Settings(allow_partial_dora=self.options.settings.allow_partial_dora)
-        adapter = read_adapter(open_checkpoint(path), told)
-        families = adapter_candidates(adapter)
-        found = judge(with_paths(adapter, families), families, self.program)
+        self.check(WrittenOutput.of(path, self.options.settings))
+
+    def check(self, written: WrittenOutput) -> None:
+        """Raise LoraInspectError if the program would certainly apply another change."""
+        verdict = written.judge(self.program)
         program = f"{self.program.title} {self.program.version}"
-        says = f" ({found.says})" if found.says else ""
-        if self.options.keep_dora and found.verdict in (LOST, WRONG):
-            self.remarks.append(f"{program} does not apply its magnitudes as they were trained: {found.verdict}{says}")
-        elif self.accepts_refusal and found.verdict == REFUSED:
-            self.remarks.append(f"{program} refuses it{says}")
-        elif needs_fix(found):
+        reason = f" ({verdict.says})" if verdict.says else ""
+        if self.options.keep_dora and verdict.verdict in (LOST, WRONG):
+            self.remarks.append(
+                f"{program} does not apply its magnitudes as they were trained: {verdict.verdict}{reason}"
+            )
+        elif self.accepts_refusal and verdict.verdict == REFUSED:
+            self.remarks.append(f"{program} refuses it{reason}")
+        elif needs_fix(verdict):
             raise RefusedError(
                 self.output,
-                f"{program} would read it wrongly: {found.verdict}{says}",
+                f"{program} would read it wrongly: {verdict.verdict}{reason}",
                 self.way_out,
             )
-        elif found.by == READ:
+        elif verdict.by == READ:
             self.remarks.append(f"according to its code, {program} reads it correctly; no run has confirmed that")
-        elif found.verdict in UNJUDGED:
-            self.remarks.append(f"lora-inspect does not know how {program} reads it: {found.says}")
+        elif verdict.verdict in UNJUDGED:
+            self.remarks.append(f"lora-inspect does not know how {program} reads it: {verdict.says}")

@@ -1,15 +1,14 @@
 """Conversion of an adapter to the scale alpha/rank, which every loader reads."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from lora_inspect import programs
 from lora_inspect.converting import result
 from lora_inspect.converting.options import ConvertOptions
 from lora_inspect.converting.plan import ConversionPlan, plan_conversion
-from lora_inspect.converting.result import ProgramCheck
+from lora_inspect.converting.result import ProgramCheck, WrittenOutput, right_programs
 from lora_inspect.converting.steps.base_change import BaseDependentChange
 from lora_inspect.converting.target.target_program import norms_remarks
 from lora_inspect.errors import RefusedError
@@ -20,6 +19,8 @@ from lora_inspect.matching.orientation import Orientation, in_record
 from lora_inspect.matching.unmatched import other_base_notes
 from lora_inspect.maths.dora import OF_BASE
 from lora_inspect.maths.torch_threads import load_torch
+from lora_inspect.programs.record import Program
+from lora_inspect.programs.verdict import SAME, distinct_titles
 from lora_inspect.progress import Progress, silent
 from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.identify import adapter_candidates
@@ -30,6 +31,7 @@ from lora_inspect.sentences import Result
 
 if TYPE_CHECKING:
     from lora_inspect.converting.output.output_tensors import SpelledModule
+    from lora_inspect.converting.output.proof import Proof
 
 __all__ = ["ConvertOptions", "ConvertResult", "convert_planned", "convert_to_standard", "plan_conversion"]
 
@@ -52,8 +54,9 @@ class ConvertResult(Result):
     dropped without a base. `orientations` give for each base weight how it is stored, if there was a base. `exact` is
     true if no module lost more than the rounding of a float32. `dropped` are keys that no tensor of the output
     expresses. `remarks` are sentences on differences in the programs that read the output. `biased` counts the modules
-    that lost their biases. `verified` is the comparison of the re-read output with the input: the number of modules and
-    the largest difference.
+    that lost their biases. `no_longer_right` names the programs, as `compat` does, that apply the meaning of the input,
+    and of the output do not or are not known to. `verified` is the comparison of the re-read output with the input: the
+    number of modules and the largest difference.
     """
 
     output: str
@@ -71,6 +74,12 @@ class ConvertResult(Result):
     orientations: dict[str, Orientation] = field(default_factory=dict)
     verified: Verified | None = None
     biased: int = 0
+    no_longer_right: tuple[str, ...] = ()
+
+    @property
+    def titles_no_longer_right(self) -> list[str]:
+        """The titles of `no_longer_right`, with versions where others of the program are not among them."""
+        return distinct_titles([programs.by_name(name) for name in self.no_longer_right], programs.PROGRAMS.values())
 
     def to_dict(self) -> dict[str, Any]:
         """Return the record that `convert --json` prints."""
@@ -89,6 +98,7 @@ class ConvertResult(Result):
             },
             "dropped": list(self.dropped),
             "passed_through": list(self.passed_through),
+            "no_longer_right": list(self.no_longer_right),
             "remarks": list(self.remarks),
             "verified": self.verified and asdict(self.verified),
             "orientation": in_record(self.orientations),
@@ -153,8 +163,8 @@ def convert_planned(plan: ConversionPlan, force: bool = False, progress: Progres
     if options.verify:
         made = [target for target in plan.destinations if target.module.name.key in modules]
         proof = Proof(adapter, made, base_changes, remeasured, changes, errors, keeps, place.path)
-    received = ProgramCheck(programs.by_name(options.program), place.path, options) if options.program else None
-    written = place.write(contents, metadata, modules, inputs, force, partial(_looked_at, looks=(proof, received)))
+    review = _Review(proof, right_programs(plan.whole), options, place.path)
+    written = place.write(contents, metadata, modules, inputs, force, review)
     target = {
         "scheme": place.scheme,
         "layout": options.layout,
@@ -186,6 +196,7 @@ def convert_planned(plan: ConversionPlan, force: bool = False, progress: Progres
         ),
         orientations=plan.orientations,
         biased=len(plan.biased),
+        no_longer_right=review.no_longer_right,
         verified=Verified(proof.modules, proof.max_relative_error) if proof else None,
         remarks=(
             *result.multiplier_remark(source, target),
@@ -194,15 +205,39 @@ def convert_planned(plan: ConversionPlan, force: bool = False, progress: Progres
             *result.trained_otherwise(adapter),
             *result.configs(adapter, metadata, has_config=place.is_folder),
             *place.orientation(has_config=embedded is not None),
-            *(received.remarks if received else ()),
+            *review.remarks,
         ),
     )
 
 
-def _looked_at(path: str, looks: Sequence[Callable[[str], None] | None]) -> None:
-    """Check the output before it appears."""
-    for look in filter(None, looks):
-        look(path)
+class _Review:
+    """The checks of an output before it appears, called with its path: by the `proof`, and by the rules of programs.
+
+    `right` are the programs that apply the meaning of the input; `no_longer_right` names those that do not apply the
+    meaning of the output. `remarks` are those of the program that the output is for.
+    """
+
+    def __init__(self, proof: "Proof | None", right: Sequence[Program], options: ConvertOptions, output: str) -> None:
+        self._proof, self._right, self._options = proof, right, options
+        program = options.program and programs.by_name(options.program)
+        self._check = ProgramCheck(program, output, options) if program else None
+        self.no_longer_right: tuple[str, ...] = ()
+
+    def __call__(self, path: str) -> None:
+        """Raise LoraInspectError if a change differs, or if the requested program would apply another one."""
+        if self._proof:
+            self._proof(path)
+        if not (self._check or self._right):
+            return
+        written = WrittenOutput.of(path, self._options.settings, self._proof.written if self._proof else None)
+        if self._check:
+            self._check.check(written)
+        self.no_longer_right = tuple(one.name for one in self._right if written.judge(one).verdict != SAME)
+
+    @property
+    def remarks(self) -> Sequence[str]:
+        """Return the remarks of the requested program on the output."""
+        return self._check.remarks if self._check else ()
 
 
 def _refuse_lossy(path: str, modules: "Mapping[str, SpelledModule]", options: ConvertOptions) -> None:

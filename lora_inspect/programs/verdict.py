@@ -448,13 +448,13 @@ def group_verdicts(verdicts: Sequence[Verdict]) -> list[VerdictGroup]:
         factors = tuple(one.factors)
         is_right = one.verdict in (SAME, OTHER) or factors == (1.0,)
         groups.setdefault((one.verdict, says, () if is_right else factors), []).append(one)
-    versions = Counter(one.program.title for one in verdicts)
+    known = [one.program for one in verdicts]
     return [
         VerdictGroup(
             verdict,
             says,
             factors,
-            tuple(_titles([one.program for one in theirs], versions)),
+            tuple(distinct_titles([one.program for one in theirs], known)),
             any(one.silent for one in theirs),
             _of_all([fixing_multiplier(one) for one in theirs]),
         )
@@ -467,9 +467,12 @@ def _of_all(multipliers: Sequence[float | None]) -> float | None:
     return multipliers[0] if len(set(multipliers)) == 1 else None
 
 
-def _titles(programs: Sequence[Program], versions: Counter[str]) -> Iterable[str]:
-    """Return the titles, with versions if not all versions of a program are there."""
+def distinct_titles(programs: Sequence[Program], known: Iterable[Program]) -> list[str]:
+    """Return the titles of programs, with versions where other `known` ones of a title are not among them."""
+    all_counts = Counter(program.title for program in known)
     counts = Counter(program.title for program in programs)
-    return dict.fromkeys(
-        one.title if counts[one.title] == versions[one.title] else f"{one.title} {one.version}" for one in programs
-    )
+    titles = [
+        program.title if counts[program.title] == all_counts[program.title] else f"{program.title} {program.version}"
+        for program in programs
+    ]
+    return list(dict.fromkeys(titles))

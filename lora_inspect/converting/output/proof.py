@@ -285,8 +285,8 @@ class Proof:
     `stated` are the relative errors that the conversion itself reports, by module, None if it cannot. `base_changes`
     are the changes that depend on a base, `remeasured` the modules with magnitudes over other norms from a base, and
     `changes` the base-dependent changes of modules that are differences in the output. `keeps_magnitudes` is True if
-    the output has the magnitudes of the others. `output` is the path for error messages. `modules` and
-    `max_relative_error` are the results.
+    the output has the magnitudes of the others. `output` is the path for error messages. `written`, `modules` and
+    `max_relative_error` are the results: the output as it was read, and the comparison.
     """
 
     adapter: Adapter
@@ -297,6 +297,7 @@ class Proof:
     stated: Mapping[str, float | None]
     keeps_magnitudes: bool
     output: str
+    written: Adapter | None = None
     modules: int = 0
     max_relative_error: float = 0.0
     _read: FactorCache = field(default_factory=FactorCache)
@@ -304,7 +305,7 @@ class Proof:
 
     def __call__(self, path: str) -> None:
         """Raise LoraInspectError if a module is missing or changed by more than the stated error."""
-        written = self._opened(path)
+        written = self.written = self._opened(path)
         names = {target.module.name.key for target in self.targets}
         if wrong := sorted(names.symmetric_difference(written.modules)):
             raise self._defect(f"{wrong[0]} {'is missing' if wrong[0] in names else 'is an extra module'}")

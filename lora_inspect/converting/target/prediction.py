@@ -192,10 +192,8 @@ def _contribution(module: Module, origin: Contribution, rows: int | None, option
 
 def _written(origin: Contribution, options: ConvertOptions) -> Algorithm:
     writing = schemes.by_name(options.scheme).writing if options.scheme else None
-    if writing is None:
-        return origin.algorithm
     algorithm = written_algorithm(origin, writing, options)
-    instead = writing.instead.get(algorithm.name)
+    instead = writing.instead.get(algorithm.name) if writing else None
     return algorithms.by_name(instead) if instead else algorithm
 
 

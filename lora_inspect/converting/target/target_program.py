@@ -113,13 +113,16 @@ def _changes(adapter: Adapter) -> Iterator[tuple[Module, Contribution]]:
             yield module, contribution
 
 
-def written_algorithm(contribution: Contribution, writing: Writing, options: ConvertOptions) -> Algorithm:
-    """Return the algorithm in the output."""
-    algorithm = spelled_in(mlx.in_lora(contribution.algorithm), writing.dialects)
+def written_algorithm(contribution: Contribution, writing: Writing | None, options: ConvertOptions) -> Algorithm:
+    """Return the algorithm in the output, under the names of the `writing` or of the input."""
+    algorithm = contribution.algorithm
+    if writing is not None:
+        algorithm = spelled_in(mlx.in_lora(algorithm), writing.dialects)
     if options.algorithm == FULL:
         return DIFFERENCES.get(algorithm.parameter, algorithm) if becomes_full(algorithm) else algorithm
     if is_made_lora(contribution, options):
-        return spelled_in(lora_of(contribution), writing.dialects)
+        made = lora_of(contribution)
+        return made if writing is None else spelled_in(made, writing.dialects)
     return algorithm
 
 
@@ -304,7 +307,7 @@ def for_program(adapter: Adapter, whole: Adapter, options: ConvertOptions) -> Co
         return options
     program, families = programs.by_name(options.program), adapter_candidates(whole)
     scheme = _scheme(adapter, program, families)
-    norms = _norms(program, families, schemes.by_name(scheme))
+    norms = norms_in(program, families, schemes.by_name(scheme))
     options = for_loader(replace(options, scheme=scheme, norms=norms), program, families)
     is_settled = options.keep_dora or options.drop_magnitude or options.base is not None
     if not adapter.dora.value or is_settled:
@@ -365,7 +368,7 @@ def _treatments(adapter: Adapter, program: Program, families: Sequence[Detection
     return {treatment(rule, f"{suffix} {axis}", norms) if rule else "" for rule in rules for axis, norms in own}
 
 
-def _norms(program: Program, families: Sequence[Detection], scheme: Scheme) -> str | None:
+def norms_in(program: Program, families: Sequence[Detection], scheme: Scheme) -> str | None:
     """Return the norms that the program divides magnitudes of outputs by, or None if it does not, or if unknown."""
     spelled = f"{scheme.suffixes.get('magnitude', '')} {OUTPUT}"
     does = {treatment(rule, spelled, OF_SUM) if rule else "" for rule in _rules(program, families, scheme)}
