@@ -200,8 +200,8 @@ class TestHobbyist:
         named = {*DORA, *LANGUAGE, *map(short, UNREADABLE), short(HALF), short(UNKNOWN_SCALE)}
         assert all(re.search(rf"^Error: loras/{re.escape(name)}[.:]", ended.stderr, re.MULTILINE) for name in named)
         # alpha/sqrt(4) of the input is alpha/4 of the output.
-        mended, module = tmp_path / "out/wan/rain.safetensors", "diffusion_model.blocks.0.self_attn.q"
-        wanted = change("loras/wan/rain.safetensors", "lora_unet_blocks_0_self_attn_q", 4 / math.sqrt(4))
+        mended, module = tmp_path / "out/wan/rain.safetensors", "lora_unet_blocks_0_self_attn_q"
+        wanted = change("loras/wan/rain.safetensors", module, 4 / math.sqrt(4))
         assert_near(change(mended, module, stored_scale(mended, module)), wanted)
 
     @pytest.mark.parametrize("name", make_folder.TRIGGER_WORDS)

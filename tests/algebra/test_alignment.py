@@ -18,6 +18,7 @@ from lora_inspect.converting.options import ConvertOptions
 from lora_inspect.errors import RefusedError
 from lora_inspect.files.checkpoint import open_checkpoint
 from lora_inspect.maths.stored_numbers import load
+from lora_inspect.ops.convert import convert_to_standard
 from lora_inspect.reading.adapter import read_adapter
 
 ORIGINAL, DIFFUSERS = "original", "diffusers"
@@ -216,7 +217,8 @@ def test_names_of_a_target_are_those_that_convert_writes(target, bases, tmp_path
     written = Written("ai-toolkit", bases, tmp_path / "in", 1)
     modules = aligned([multiplied(written, 1.0)], ConvertOptions(to=target, scheme=target))
     out = tmp_path / ("out" if target == "peft" else "out.safetensors")
-    result = lora_inspect.convert(written.adapter.checkpoint.path, out, to=target)
+    options = ConvertOptions(scheme=target)
+    result = convert_to_standard(str(written.adapter.checkpoint.path), str(out), options)
     meant = read_adapter(open_checkpoint(result.output))
     assert {module.module.name.key for module in modules} == meant.modules.keys()
 

@@ -4,6 +4,9 @@ import pytest
 from adapters import lora
 
 import lora_inspect
+from lora_inspect.converting.options import ConvertOptions
+from lora_inspect.errors import AmbiguousError
+from lora_inspect.ops.convert import convert_to_standard
 
 QUERY = "transformer.transformer_blocks.{}.attn.to_q"
 
@@ -72,13 +75,12 @@ def test_a_mistyped_setting_gets_the_nearest_name(ambiguous, run):
     assert "fluxx is no model family; the nearest name is flux" in run("info", f"{ambiguous}:architecture=fluxx").stderr
 
 
-def test_a_module_without_a_place_in_all_families_asks_for_one(write_safetensors, tmp_path, run):
+def test_module_without_place_in_all_families_asks_for_family(write_safetensors, tmp_path):
     # In the original names it stands elsewhere in Stable Diffusion XL than in 1.x and 2.x.
     name = "unet.up_blocks.0.upsamplers.0.conv"
     file = write_safetensors(lora(name, rank=4, alpha=None, out=640, inputs=640, spelling="peft"))
-    refusal = run("convert", file, "--to", "comfyui", "-o", tmp_path / "out.safetensors").refusal
-    assert "has no known counterpart in comfyui names" in refusal
-    assert "with --architecture sd" in refusal
+    with pytest.raises(AmbiguousError, match=r"has no known counterpart in comfyui names.*with --architecture sd"):
+        convert_to_standard(str(file), str(tmp_path / "out.safetensors"), ConvertOptions(scheme="comfyui"))
 
 
 def test_to_name_one_of_the_families_in_the_metadata_needs_no_flag(ambiguous, tmp_path, run):

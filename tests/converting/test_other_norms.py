@@ -252,7 +252,7 @@ def test_it_does_not_become_a_trainers_dora_without_the_base(scheme, corrected, 
 
 
 def toy(does, scheme):
-    rule = Rule(kinds={"lora": COMPUTES}, magnitudes={".dora_scale output": does})
+    rule = Rule(prefixes=("lora_unet_",), kinds={"lora": COMPUTES}, magnitudes={".dora_scale output": does})
     return Program("toy", "Toy", "1.0", (Loader((rule,), Strangers(SILENT)),), {"": scheme})
 
 

@@ -5,6 +5,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from lora_inspect.converting.options import ConvertOptions
+from lora_inspect.ops.convert import convert_to_standard
+
 pytestmark = pytest.mark.numeric
 DIM, FFN, RANK, BLOCKS = 16, 24, 4, 2
 # The layers that have LoRA in such a file, as (out, in) of the base's own weights.
@@ -224,7 +227,7 @@ def test_kohyas_names_of_norms_are_those_of_either_layout(files, renamed, run, t
     out, back = tmp_path / "kohya.safetensors", tmp_path / "back.safetensors"
     run("convert", tmp_path / "adapter.safetensors", "--to", "kohya", "-o", out)
     assert "lora_unet_blocks_0_self_attn_norm_q.diff" in load_file(out)
-    run("convert", out, "--to", "comfyui", "-o", back)
+    convert_to_standard(str(out), str(back), ConvertOptions(scheme="comfyui"))
     found = load_file(back)
     assert [key for key in tensors if not torch.equal(found[key], tensors[key])] == []
     run("merge", base, tmp_path / "adapter.safetensors", "-o", tmp_path / "merged.safetensors")
