@@ -57,7 +57,8 @@ def base(tmp_path):
 @pytest.mark.parametrize("limit", LIMITS)
 def test_lora_of_another_rank_is_refused(refused, limit, asked):
     says = refused(lora("lora_unet_blocks_0_self_attn_q"), **LIMITS[limit], **asked)
-    assert says == f"the file is LoRA already, so {limit} has nothing to do; leave it out."
+    problem = f"the file is LoRA already, so {limit} has nothing to do"
+    assert says == f"{problem}; leave it out, or change the ranks with resize."
 
 
 @pytest.mark.parametrize("settled", ["keep_dora", "drop_magnitude"])
@@ -69,7 +70,8 @@ def test_the_rank_of_dora_whose_magnitude_is_kept_or_dropped_is_refused(refused,
 
 def test_a_base_with_nothing_to_tell_is_refused(refused, base):
     says = refused(lora(NAME.format("q")), base=base, rank=4)
-    assert says == "the file is LoRA already, so --rank and --base have nothing to do; leave them out."
+    problem = "the file is LoRA already, so --rank and --base have nothing to do"
+    assert says == f"{problem}; leave them out, or change the ranks with resize."
     assert refused(lora(NAME.format("q")), base=base).endswith("so --base has nothing to do; leave it out.")
 
 
@@ -101,7 +103,8 @@ def test_the_command_and_python_refuse_it_alike(tmp_path, run):
     save_file(lora("lora_unet_blocks_0_self_attn_q"), file, {"ss_base_model_version": "wan2.1"})
     ended = run("convert", file, "--algorithm", "lora", "--rank", "4", "--allow-loss", "-o", output)
     assert (ended.status, ended.stdout) == (1, "")
-    assert ended.stderr == f"Error: {file}: the file is LoRA already, so --rank has nothing to do; leave it out.\n"
+    problem = f"{file}: the file is LoRA already, so --rank has nothing to do"
+    assert ended.stderr == f"Error: {problem}; leave it out, or change the ranks with resize.\n"
     with pytest.raises(LoraInspectError, match="the file is LoRA already"):
         convert(file, output, algorithm="lora", rank=4)
     with pytest.raises(LoraInspectError, match="the file is LoRA already"):

@@ -172,9 +172,10 @@ def _refuse_idle(adapter: Adapter, options: ConvertOptions) -> None:
         is_lora = bool(weights) and all(one.peft_type == LORA_TYPE or one.name in mlx.NAMES for one in weights)
         why = "the file is LoRA already" if is_lora else "it holds nothing that --algorithm lora changes"
         has, them = ("has", "it") if len(idle) == 1 else ("have", "them")
-        raise RefusedError(
-            adapter.checkpoint.path, f"{why}, so {listed(idle)} {has} nothing to do", f"leave {them} out"
-        )
+        fix = f"leave {them} out"
+        if is_lora and idle != ["--base"] and not adapter.dora.value:
+            fix += ", or change the ranks with resize"
+        raise RefusedError(adapter.checkpoint.path, f"{why}, so {listed(idle)} {has} nothing to do", fix)
 
 
 def check_biases(adapter: Adapter, matching: Matching | None, options: ConvertOptions) -> None:

@@ -4,7 +4,7 @@ A magnitude stays if the programs that load the output apply it, or is written o
 requested program show which parts of a file it ignores or fails on.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -62,13 +62,19 @@ def writing_of(scheme: Scheme) -> Writing:
 def check_loadable(adapter: Adapter, scheme: Scheme, options: ConvertOptions) -> None:
     """Raise LoraInspectError if the programs of the scheme cannot compute a change of the adapter."""
     writing, path = writing_of(scheme), adapter.checkpoint.path
-    for module, contribution in _changes(adapter):
+
+    def is_refused(module: Module, contribution: Contribution) -> bool:
         algorithm = written_algorithm(contribution, writing, options)
-        has_core = "mid" in contribution.shapes and not options.algorithm and not _spells(algorithm, "mid", writing)
         # Who computes whatever its names can spell has it from there.
         is_own = contribution.module.scheme == scheme.name and writing.algorithms is None
         is_named = writing.parameters and is_own_parameter(module)
-        if not is_own and (has_core or not (is_named or _is_loaded(algorithm, writing))):
+        is_loaded = is_named or _is_loaded(algorithm, writing)
+        return not is_own and (_has_core(contribution, algorithm, writing, options) or not is_loaded)
+
+    for module, contribution in _changes(adapter):
+        algorithm = written_algorithm(contribution, writing, options)
+        if is_refused(module, contribution):
+            has_core = _has_core(contribution, algorithm, writing, options)
             title = f"{algorithm.title} with a Tucker core" if has_core else algorithm.title
             can_be_lora = becomes_lora(contribution.algorithm, contribution.shapes) and not algorithm.transposed
             instead = "convert it to plain LoRA with --algorithm lora, " if can_be_lora else ""
@@ -77,7 +83,7 @@ def check_loadable(adapter: Adapter, scheme: Scheme, options: ConvertOptions) ->
             raise RefusedError(
                 path,
                 f"{contribution.module.key} is {title}, which {writing.title} cannot load under {scheme.name} names",
-                f"{instead}{WAY_OUT}",
+                f"{_without_components(adapter, is_refused)}{instead}{WAY_OUT}",
             )
         _check_read_alike(path, contribution, algorithm, writing)
     for module in group_equal(adapter.modules).firsts:
@@ -104,6 +110,23 @@ def check_loadable(adapter: Adapter, scheme: Scheme, options: ConvertOptions) ->
             "file with them",
             f"leave them out with --only model, or {WAY_OUT}",
         )
+
+
+def _has_core(contribution: Contribution, algorithm: Algorithm, writing: Writing, options: ConvertOptions) -> bool:
+    """Return True if the change keeps a Tucker core for which the programs have no name."""
+    return "mid" in contribution.shapes and not options.algorithm and not _spells(algorithm, "mid", writing)
+
+
+def _without_components(adapter: Adapter, is_refused: Callable[[Module, Contribution], bool]) -> str:
+    """Return the fix that leaves out the components with refused changes, or an empty text if all have some."""
+    refused: dict[str, bool] = {}
+    for module in adapter.modules.values():
+        component = module.name.component
+        has_refused = any(is_refused(module, one) for one in module.contributions)
+        refused[component] = refused.get(component, False) or has_refused
+    kept = [f"--only {component}" for component, has_refused in sorted(refused.items()) if not has_refused]
+    left_out = [component for component, has_refused in sorted(refused.items()) if has_refused]
+    return f"leave {listed(left_out, 'and')} out with {' '.join(kept)}, " if kept else ""
 
 
 def _changes(adapter: Adapter) -> Iterator[tuple[Module, Contribution]]:
@@ -416,24 +439,30 @@ def check_kinds(adapter: Adapter, families: Iterable[str], options: ConvertOptio
                 f"{program.title} {why}, whatever its config says",
                 "merge it, or choose another program",
             )
-    for module, contribution in _changes(adapter):
+
+    def word_for(module: Module, contribution: Contribution) -> str:
+        """Return the program's treatment of a change that it does not use, or an empty text."""
         algorithm = contribution.algorithm
         # Under other names it may become something else, of which the scheme itself knows.
         becomes = is_made_lora(contribution, options) or (options.algorithm == FULL and becomes_full(algorithm))
         is_named = bool(scheme.writing and scheme.writing.parameters) and is_own_parameter(module)
         if becomes or is_named or contribution.module.scheme != scheme.name:
-            continue
-        does = {_does(algorithm, program, name, scheme) for name in names}
-        if len(does) == 1 and (word := _DOES.get(does.pop())):
-            shapes = contribution.shapes
+            return ""
+        treatments = {_does(algorithm, program, name, scheme) for name in names}
+        return _DOES.get(treatments.pop(), "") if len(treatments) == 1 else ""
+
+    for module, contribution in _changes(adapter):
+        if word := word_for(module, contribution):
+            algorithm, shapes = contribution.algorithm, contribution.shapes
             can_be_lora = becomes_lora(algorithm, shapes) or is_saved_weight(algorithm, shapes)
             way = "convert it to LoRA with --algorithm lora (and --base BASE), " if can_be_lora else ""
             if algorithm.parameter == BIAS:
                 way = "leave the biases out with --drop-biases (loses them), "
+            others = _without_components(adapter, lambda one, change: bool(word_for(one, change)))
             raise RefusedError(
                 adapter.checkpoint.path,
                 f"{contribution.module.key} is {algorithm.title}, which {program.title} {word}",
-                f"{way}merge it, or choose another program",
+                f"{others}{way}merge it, or choose another program",
             )
 
 
