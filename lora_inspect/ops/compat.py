@@ -13,13 +13,28 @@ from lora_inspect.files.checkpoint import open_checkpoint
 from lora_inspect.files.system import without_collecting
 from lora_inspect.matching.match import match
 from lora_inspect.programs.record import Program
-from lora_inspect.programs.verdict import LOST, NO_MODELS, SAME, UNJUDGED, WRONG, Verdict, judge_each, needs_fix
+from lora_inspect.programs.verdict import (
+    LOST,
+    NO_MODELS,
+    NOTHING,
+    PARTLY,
+    REFUSED,
+    SAME,
+    UNJUDGED,
+    UNTESTED,
+    WRONG,
+    Verdict,
+    judge_each,
+    needs_fix,
+)
 from lora_inspect.progress import Progress, silent
 from lora_inspect.reading.adapter import Adapter, read_adapter
 from lora_inspect.reading.base.base_codecs import open_weights
 from lora_inspect.reading.file_info import ADAPTER, kind_of
 from lora_inspect.reading.identify import adapter_candidates, with_paths
+from lora_inspect.reading.model.evidence import ERROR
 from lora_inspect.reading.model.settings import Settings, spell_argument
+from lora_inspect.reading.scale.scales import OPTIONS
 from lora_inspect.sentences import Result, listed
 from lora_inspect.shell import operand
 
@@ -135,8 +150,9 @@ def compat(
     """Judge how every program, or only the `named` one, applies the adapter at `path`.
 
     With the base model at `base`, commands that need one name it, and the error of lost or wrong DoRA is computed;
-    `progress` counts modules. Raises LoraInspectError if the file is no adapter, if its own meaning is open, and for an
-    unknown program.
+    `progress` counts modules. If only the scale is unknown, and no base is given, verdicts say what programs load, and
+    those that depend on the scale are "not tested". Raises LoraInspectError if the file is no adapter, if more of its
+    meaning is open, and for an unknown program.
     """
     asked = _requested_programs(named)
     # Each program's view of the file has as many objects as the file, and leaves hardly any cycle behind.
@@ -159,6 +175,8 @@ def _judged(
     kind, adapter = kind_of(read_adapter(open_checkpoint(path), settings))
     if kind != ADAPTER:
         raise RefusedError(path, "it is no adapter, so no program loads it as one", "name an adapter")
+    if base is None and (loading := _judge_loading(adapter, asked)):
+        return adapter, adapter_candidates(adapter), loading
     adapter.refuse()
     families = adapter_candidates(adapter)
     adapter = with_paths(adapter, families)
@@ -167,6 +185,36 @@ def _judged(
     fixes = find_fixes(adapter, given, [one.program for one in found if needs_fix(one)], base)
     verdicts = [one._replace(fix=fixes.get(one.program.name)) for one in found]
     return adapter, families, verdicts
+
+
+# Two answers to the questions that an open scale waits for: alpha and RS-LoRA.
+_SCALES = ((1.0, False), (0.75, True))
+# Verdicts that say what a program loads, whatever the scale is.
+_OF_LOADING = (PARTLY, NOTHING, REFUSED, *UNJUDGED)
+
+
+def _judge_loading(adapter: Adapter, asked: Iterable[Program]) -> list[Verdict] | None:
+    """Return the verdicts on an adapter of unknown scale, or None if the scale is known or more than that is wrong.
+
+    A verdict that two scales share and that says what a program loads holds for any scale. The others are UNTESTED.
+    """
+    if not adapter.is_scale_open:
+        return None
+    of_scales = []
+    for alpha, rslora in _SCALES:
+        settled = read_adapter(adapter.checkpoint, adapter.settings_with(alpha, rslora))
+        if any(problem.severity == ERROR for problem in settled.problems):
+            return None
+        families = adapter_candidates(settled)
+        of_scales.append(list(judge_each(with_paths(settled, families), families, asked)))
+    options = listed([OPTIONS[name] for name in adapter.open], "and")
+    unknown = f"it depends on the scale, which is unknown; give {options}"
+    return [
+        first._replace(factor=None, factors={})
+        if first.verdict == second.verdict and first.verdict in _OF_LOADING
+        else Verdict(first.program, UNTESTED, says=unknown)
+        for first, second in zip(*of_scales, strict=True)
+    ]
 
 
 def _with_errors(adapter: Adapter, base: str, verdicts: Sequence[Verdict], progress: Progress) -> list[Verdict]:

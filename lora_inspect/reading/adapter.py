@@ -13,7 +13,7 @@ from lora_inspect.reading.model.evidence import ERROR, REPEATS, DoraReading, Evi
 from lora_inspect.reading.model.settings import Settings
 from lora_inspect.reading.peft.regex import Steps
 from lora_inspect.reading.problems import DAMAGED, find_problems, kind_of_error
-from lora_inspect.reading.scale.scales import ALPHA_MISSING, open_settings
+from lora_inspect.reading.scale.scales import ALPHA_MISSING, SCALE_UNKNOWN, open_settings
 from lora_inspect.reading.state import Reading
 from lora_inspect.reading.steps import STEPS
 
@@ -63,6 +63,19 @@ class Adapter(NamedTuple):
         """The facts that a user must settle to make every change known: "alpha", "rslora", "expert_packing"."""
         packing = any(one.algorithm.packed and one.unsettled for one in changes_of_kinds(self.modules))
         return (*open_settings(self.contributions), *(("expert_packing",) if packing else ()))
+
+    def settings_with(self, alpha: float, rslora: bool) -> Settings:
+        """Return the settings of the user, with these answers where the scale waits for them."""
+        waits = self.open
+        return self.settings._replace(
+            alpha=alpha if "alpha" in waits else self.settings.alpha,
+            rslora=rslora if "rslora" in waits else self.settings.rslora,
+        )
+
+    @property
+    def is_scale_open(self) -> bool:
+        """Return True if an unknown scale is the only error."""
+        return {problem.code for problem in self.problems if problem.severity == ERROR} == {SCALE_UNKNOWN}
 
     @property
     def notes(self) -> list[str]:

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 SCHEMA = "lora-inspect/info/1"
 # The problem of a file whose names and factors are clear, so that programs are asked for the part that they load.
-_OPEN_SCALE = "scale-unknown"
 # Programs that write a config beside an adapter, which names the model that it was trained on.
 _TRAINERS_WITH_CONFIGS = ("PEFT", "mlx-lm")
 
@@ -77,12 +76,9 @@ def outlook_of(info: FileInfo, verdicts: "Sequence[Verdict] | None", fix: str | 
 
 def _with_some_scale(info: FileInfo) -> "Sequence[Verdict] | None":
     """Judge the loading of a file with an open scale; None if more than that is wrong."""
-    if info.kind != ADAPTER or _errors(info) != {_OPEN_SCALE}:
+    if info.kind != ADAPTER or not info.adapter.is_scale_open:
         return None
-    settings, waits = info.adapter.settings, info.adapter.open
-    some = settings._replace(
-        alpha=1.0 if "alpha" in waits else settings.alpha, rslora=False if "rslora" in waits else settings.rslora
-    )
+    some = info.adapter.settings_with(alpha=1.0, rslora=False)
     settled = inspect_adapter(info.checkpoint, some)._replace(candidates=info.candidates)
     if _errors(settled):
         return None

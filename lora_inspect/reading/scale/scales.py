@@ -225,6 +225,8 @@ def _configured_alpha(
 
 # Modules whose scale is 1, as they have no alpha, among others that have one.
 ALPHA_MISSING = "alpha-missing"
+# Modules whose scale neither the file nor a setting gives.
+SCALE_UNKNOWN = "scale-unknown"
 # The options that settle what a scale waits for.
 OPTIONS = {"alpha": "--alpha N", "rslora": "--rslora yes|no"}
 
@@ -248,7 +250,7 @@ def unknown_scales(reading: Reading) -> Iterator[RawProblem]:
     for why, keys in by_reason.items():
         fix = WAYS_OUT.get(why, "give {}").format(way_out)
         yield RawProblem(
-            "scale-unknown", f"the scale of {keys[0]}{_and_more(keys)} is unknown: {why}; {fix}", tuple(keys[:5])
+            SCALE_UNKNOWN, f"the scale of {keys[0]}{_and_more(keys)} is unknown: {why}; {fix}", tuple(keys[:5])
         )
 
 
