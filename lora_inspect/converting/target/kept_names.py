@@ -52,12 +52,12 @@ def predict(adapter: Adapter, modules: Sequence[Destination], options: ConvertOp
 class NameKeeper:
     """The decision on the names of one adapter's outputs, with the predictions that programs share.
 
-    A prediction takes as much memory as the adapter, so one is kept of each kind of output: of one rank and one scale
-    for all modules, or of any.
+    A prediction takes as much memory as the adapter, so only the last one stays of each kind of output: of one rank and
+    one scale for all modules or of any, and by the norms of its magnitudes.
     """
 
     def __init__(self) -> None:
-        self._predictions: dict[bool, tuple[ConvertOptions, Prediction]] = {}
+        self._predictions: dict[tuple[bool, str | None], tuple[ConvertOptions, Prediction]] = {}
 
     def keep(self, adapter: Adapter, whole: Adapter, options: ConvertOptions) -> ConvertOptions | None:
         """Return the options of an output with the names of the `adapter`, a part of the `whole` file.
@@ -79,11 +79,12 @@ class NameKeeper:
         """Return the prediction of an output with the names of the `adapter`, a part of the `whole` file."""
         # The program has settled its part of the options.
         key = replace(options, program=None)
-        known = self._predictions.get(options.uniform)
+        kind = options.uniform, options.norms
+        known = self._predictions.get(kind)
         if known is None or known[0] != key:
-            self._predictions.pop(options.uniform, None)  # frees its memory before the next one takes as much
+            self._predictions.pop(kind, None)  # frees its memory before the next one takes as much
             named = with_paths(adapter, adapter_candidates(whole))
-            known = self._predictions[options.uniform] = key, predict(named, destinations(named, None), key)
+            known = self._predictions[kind] = key, predict(named, destinations(named, None), key)
         return known[1]
 
 
@@ -96,5 +97,6 @@ def _options_of_kept(
         return options
     is_limited = options.rank is not None or options.max_error is not None
     keeps = options.keep_dora or not (options.drop_magnitude or is_limited)
-    scheme = schemes.SCHEMES.get(adapter.scheme or "")
+    # Only a base gives magnitudes other norms.
+    scheme = schemes.SCHEMES.get(adapter.scheme or "") if options.base else None
     return replace(options, keep_dora=keeps, norms=norms_in(program, families, scheme) if scheme else None)
