@@ -38,9 +38,9 @@ Rewrite ADAPTER so that alpha/rank is its scale: the one rule that every loader 
 
 RS-LoRA converts exactly. DoRA needs one of --keep-dora, --base or --drop-magnitude.
 
-The output keeps the names of ADAPTER, unless --layout or --to chooses others. PEFT's names need a folder, because a
-config states their scale. If ADAPTER is a folder of adapters, `convert` writes each into the folder OUT under its
-name.
+The output keeps the names of ADAPTER, unless --layout or the naming scheme of --to chooses others, or the program of
+--to does not read them. PEFT's names need a folder, because a config states their scale. If ADAPTER is a folder of
+adapters, `convert` writes each into the folder OUT under its name.
 
 \b
 Example: lora-inspect convert rslora.safetensors -o standard.safetensors

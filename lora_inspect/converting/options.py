@@ -44,7 +44,7 @@ def _about_targets() -> str:
 
     schemes = [name for name in known_targets() if name not in PROGRAMS]
     return (
-        "Write names, suffixes, layout and config for a program, or for the programs of a naming scheme. "
+        "Write a file for a program, which keeps names that the program reads, or for the programs of a naming scheme. "
         f"Programs: {', '.join(sorted(PROGRAMS))}; schemes: {', '.join(schemes)}."
     )
 
