@@ -5,7 +5,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from lora_inspect.algebra.changes import shape_of
+from lora_inspect.algebra.changes import needs_base, shape_of
 from lora_inspect.algebra.measures.compare_plan import ComparePlan, PlanComparison
 from lora_inspect.algebra.measures.stack import weight_name
 from lora_inspect.architectures.detection import Detection
@@ -17,7 +17,7 @@ from lora_inspect.sentences import printable
 from lora_inspect.shell import command_line, operand
 
 if TYPE_CHECKING:
-    from lora_inspect.algebra.alignment import OutputModule
+    from lora_inspect.algebra.alignment import OutputModule, Term
     from lora_inspect.algebra.measures.comparison import Comparison
 
 Matrix = list[list[float | None]]
@@ -33,6 +33,8 @@ class StackFacts:
         # Of experts only the measured factors tell the whole shape.
         self._shapes = {size.key: size.shape for one in facts for size in one.norms.sizes if size.sigma_1 is not None}
         self._count = len(plan.inputs.adapters)
+        bases = plan.bases or [None] * self._count
+        self._bases = {id(one.adapter): base for one, base in zip(plan.inputs.adapters, bases, strict=True)}
         self._named = [
             spell_argument(operand(one.adapter.checkpoint.path), one.adapter.settings) for one in plan.inputs.adapters
         ]
@@ -72,7 +74,14 @@ class StackFacts:
         if any(term.contribution.algorithm.experts for term in module.terms):
             keys = (term.contribution.module.key for term in module.terms)
             return next((self._shapes[key] for key in keys if key in self._shapes), ())
-        return max((shape_of(term) for term in module.terms), key=len)
+        return max(map(self._shape_of, module.terms), key=len)
+
+    def _shape_of(self, term: "Term") -> tuple[int, ...]:
+        """Return (out, in, *kernel) of the weight that a term changes; empty where neither factors nor base show it."""
+        base = self._bases[id(term.adapter)]
+        if base and needs_base(term.contribution) and base.has(term):
+            return base.shape(term)
+        return () if None in term.contribution.shape else shape_of(term)
 
     @property
     def heat_map(self) -> HeatMap:
