@@ -118,10 +118,20 @@ def rendered(facts: Sequence[AdapterFacts], stack: "StackFacts | None", hashes: 
 
 @cache
 def _template() -> "Template":
-    """Return the template, a file of this package; no part of an adapter is ever a template."""
+    """Return the template, a file of this package; no part of an adapter is ever a template.
+
+    Every text that it puts into the page is `printable`, so that no name of a file acts on a browser or an editor.
+    """
     from jinja2 import Environment, StrictUndefined
 
-    return Environment(autoescape=True, undefined=StrictUndefined).from_string(_PAGE)
+    return Environment(autoescape=True, undefined=StrictUndefined, finalize=_to_printable).from_string(_PAGE)
+
+
+def _to_printable(value: Any) -> Any:
+    """Return a text as a terminal shows it; markup, whose texts are printable already, and numbers unchanged."""
+    from markupsafe import Markup
+
+    return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def _without_markup(text: str) -> str:
