@@ -1,14 +1,17 @@
 """`lora-inspect report`."""
 
+from itertools import groupby
 from typing import Any
 
 import click
 
 from lora_inspect.algebra.options import ReportRequest
 from lora_inspect.cli import terminal
+from lora_inspect.cli.check import print_problems
 from lora_inspect.cli.complete_outputs import set_complete_outputs
 from lora_inspect.cli.progress_bar import percent, progress_bar
 from lora_inspect.cli.verb import FORCE_HELP, VERBS, FilePath, Verb, declared_options, json_option
+from lora_inspect.reading.model.evidence import NOTE, Problem
 from lora_inspect.sentences import size_in_words
 
 # No docstring: python -OO leaves those out.
@@ -17,7 +20,7 @@ Write one HTML page on adapters: their kind, the size of the change by layer, th
 
 The page needs no network and runs no script. It has a heat map of blocks and layers, the singular values, the energy
 that each rank keeps, commands, and all numbers as JSON. It shows several adapters together, at the multipliers after
-the colons: their cosines, common directions, and the size of the sum.
+the colons: their cosines, common directions, and the size of the sum. The command prints their errors and warnings.
 
 \b
 Example: lora-inspect report adapter.safetensors -o report.html
@@ -47,4 +50,7 @@ def report(adapters: tuple[str, ...], output: str | None, force: bool, as_json: 
         return
     for headline in result.headlines:
         terminal.line(headline)
+    serious = [problem for problem in result.problems if problem.severity != NOTE]
+    for path, problems in groupby(serious, lambda problem: problem.path):
+        print_problems(path, [Problem(one.code, one.severity, one.message) for one in problems])
     terminal.line(f"wrote {result.output}, {size_in_words(result.bytes)}")

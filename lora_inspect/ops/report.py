@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from lora_inspect.errors import NeedsLibraryError, RefusedError
+from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.input_file import Identity, check_unchanged
 from lora_inspect.files.outputs import PAGE_ENDING, check_output, file_output, new_file
 from lora_inspect.files.temp_files import remove_leftovers
@@ -22,14 +23,27 @@ if TYPE_CHECKING:
 _NAME = "report"
 
 
+class FileProblem(NamedTuple):
+    """A problem of the adapter at `path`; `severity` is "error", "warning" or "note"."""
+
+    path: str
+    code: str
+    severity: str
+    message: str
+
+
 @dataclass(frozen=True, slots=True, repr=False)
 class ReportResult(Result):
-    """The page that was written: its path, its bytes, and a line on each adapter. `notes` are on the inputs."""
+    """The page that was written: its path, its bytes, and a line on each adapter.
+
+    `problems` are those of all adapters, in their headers and their numbers. `notes` are on the inputs.
+    """
 
     output: str
     bytes: int
     headlines: tuple[str, ...]
     notes: tuple[str, ...] = ()
+    problems: tuple[FileProblem, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return the record that `report --json` prints."""
@@ -38,6 +52,7 @@ class ReportResult(Result):
             "output": self.output,
             "bytes": self.bytes,
             "headlines": list(self.headlines),
+            "problems": [problem._asdict() for problem in self.problems],
         }
 
 
@@ -52,8 +67,8 @@ class ReportPlan:
 
     @property
     def steps(self) -> int:
-        """The bytes that are read: of the factors, and of the files for their hashes."""
-        return 2 * sum(info.checkpoint.bytes for info in self.infos)
+        """The bytes that are read: of the factors, of all numbers for problems, and of the files for their hashes."""
+        return 3 * sum(info.checkpoint.bytes for info in self.infos)
 
     @property
     def inputs(self) -> dict[str, Identity]:
@@ -102,10 +117,10 @@ def report(plan: ReportPlan, force: bool = False, progress: Progress = silent) -
     check_output(plan.output, plan.inputs, force)
     leftovers = remove_leftovers(plan.output)
     share = PartialProgress(progress, plan.steps)
-    facts = [
-        AdapterFacts(measure(info, plan.request.base, plan.request.transposed, share.done, with_spectra=True))
-        for info in plan.infos
+    measurements = [
+        measure(info, plan.request.base, plan.request.transposed, share.done, with_spectra=True) for info in plan.infos
     ]
+    facts = [AdapterFacts(measurement, share.done) for measurement in measurements]
     stack = StackFacts(plan.comparison, compared_by_plan(plan.comparison, silent), facts) if plan.comparison else None
     hashes = [_hashes(info, share.done) for info in plan.infos]
     page = rendered(facts, stack, hashes).encode()
@@ -114,7 +129,13 @@ def report(plan: ReportPlan, force: bool = False, progress: Progress = silent) -
         file.write(page)
     share.finish()
     notes = plan.comparison.notes if plan.comparison else [note for info in plan.infos for note in info.adapter.notes]
-    return ReportResult(plan.output, len(page), tuple(one.headline for one in facts), (*notes, *leftovers))
+    problems = tuple(
+        FileProblem(one.path, problem.code, problem.severity, problem.message)
+        for one in facts
+        for problem in one.problems
+    )
+    headlines = tuple(one.headline for one in facts)
+    return ReportResult(plan.output, len(page), headlines, (*notes, *leftovers), problems)
 
 
 def _hashes(info: FileInfo, progress: Progress) -> Mapping[str, str]:

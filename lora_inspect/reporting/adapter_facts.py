@@ -6,14 +6,17 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lora_inspect.algebra.measures.spectra import LayerSpectrum, SpectrumResult, rank_at
-from lora_inspect.checking.rules import RULES, find_problems
+from lora_inspect.checking.hash_lints import readings
+from lora_inspect.checking.rules import find_problems
 from lora_inspect.checking.subject import Subject
+from lora_inspect.checking.tensor_lints import modules_with_zeros
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.safetensors.dtypes import BITS
 from lora_inspect.files.temp_files import without_slash
+from lora_inspect.progress import PartialProgress, Progress, silent
 from lora_inspect.reading.file_info import FileInfo
 from lora_inspect.reading.headline import headline
-from lora_inspect.reading.model.evidence import SEVERITIES, Problem
+from lora_inspect.reading.model.evidence import SEVERITIES, Problem, RawProblem
 from lora_inspect.reporting.file_record import record_of, verdicts_of
 from lora_inspect.reporting.heat_map import HeatMap, LayerSize, heat_map
 from lora_inspect.reporting.measurement import Measurement, NormsResult
@@ -45,15 +48,18 @@ class Trimmed(NamedTuple):
 
 
 class AdapterFacts:
-    """The facts of one adapter; `measurement` has the spectra of its changes."""
+    """The facts of one adapter; `measurement` has the spectra of its changes.
 
-    def __init__(self, measurement: Measurement) -> None:
+    All numbers are read again for its problems, and `progress` receives the bytes of the file.
+    """
+
+    def __init__(self, measurement: Measurement, progress: Progress = silent) -> None:
         self.info: FileInfo = measurement.info
         self.norms: NormsResult = measurement.norms
         self.spectrum: SpectrumResult = measurement.spectrum
         self.verdicts: Sequence[Verdict] | None = verdicts_of(self.info)
         self.record: dict[str, Any] = record_of(self.info, self.verdicts)
-        self.problems = tuple(_problems(self.info, measurement))
+        self.problems = _problems(self.info, measurement, progress)
         self.layers: tuple[LayerSpectrum, ...] = self.spectrum.layers
         self._bytes = {one.key: _layer_bytes(self.info, one.key, one.shape) for one in self.norms.sizes}
 
@@ -179,17 +185,19 @@ def _path_in(modules: Any, key: str) -> str:
     return (module.path or module.name.body) if module else key
 
 
-def _problems(info: FileInfo, measurement: Measurement) -> Iterator[Problem]:
-    """Yield the problems of the header and of the sizes, the most serious first."""
+def _problems(info: FileInfo, measurement: Measurement, progress: Progress) -> tuple[Problem, ...]:
+    """Return the problems of the header, of all numbers and of the measured sizes, the most serious first."""
     from lora_inspect.algebra.measures.unusual_sizes import size_problems
 
-    subject = Subject(info.checkpoint, info.adapter.settings)
-    found = list(find_problems(subject, tensors=False))
-    severities = {rule.code: rule.severity for rule in RULES}
-    found += [
-        Problem(code, severities[code], says, keys) for code, says, keys in size_problems(measurement.found.sizes)
-    ]
-    yield from sorted(found, key=lambda one: -SEVERITIES.index(one.severity))
+    def find_size_problems(subject: Subject) -> Iterator[RawProblem]:
+        yield from size_problems(measurement.found.sizes, modules_with_zeros(subject))
+
+    share = PartialProgress(progress, info.checkpoint.bytes)
+    subject = Subject(info.checkpoint, info.adapter.settings, share.done, find_size_problems)
+    share.work *= readings(subject) + 1
+    problems = sorted(find_problems(subject, tensors=True), key=lambda problem: -SEVERITIES.index(problem.severity))
+    share.finish()
+    return tuple(problems)
 
 
 def _layer_bytes(info: FileInfo, key: str, shape: Sequence[int]) -> LayerBytes:

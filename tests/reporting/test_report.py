@@ -8,12 +8,14 @@ import re
 import shlex
 import subprocess
 import sys
+import unicodedata
 from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy
 import pytest
 import torch
+from adapters import KINDS, adapter
 from adapters import base as base_of
 from dense_sums import LAYERS, key, kohya
 from safetensors.torch import load_file, save_file
@@ -258,6 +260,72 @@ def test_hostile_names_of_files_and_modules_are_text(tmp_path):
     assert not {"b", "i>"} & {tag for tag, _, _ in page.attributes}
 
 
+# What no screen draws, or draws over other text: of C0 and C1, without width, of direction, and a mark of byte order.
+UNSEEN = "\x07\x7f\x85\x9b\u200b\u202e\u2066\ufeff\xad"
+
+
+@pytest.mark.parametrize("multipliers", [(1.0,), (0.8, 0.5)], ids=["adapter", "stack"])
+def test_page_escapes_invisible_characters_of_every_name(multipliers, tmp_path):
+    name = f"a{UNSEEN}.safetensors"
+    path, _ = kohya(tmp_path / name, 1, rank=2)
+    tensors = load_file(path)
+    odd = {old.replace("blocks_0_self_attn_q", f"blocks_0_{UNSEEN}z"): own for old, own in tensors.items()}
+    tags = json.dumps({"a": {f"tag{UNSEEN}": 2}}, ensure_ascii=False)
+    stated = {"modelspec.title": f"a title{UNSEEN}", "ss_tag_frequency": tags, f"key{UNSEEN}": f"value{UNSEEN}"}
+    save_file(odd, path, stated)
+    files = [(path, one) for one in multipliers] if len(multipliers) > 1 else path
+    lora_inspect.report(files, tmp_path / "page.html")
+    page = Page(tmp_path / "page.html")
+    categories = {unicodedata.category(character) for character in page.source.replace("\n", "")}
+    assert not {one for one in categories if one.startswith("C")}
+    escaped = UNSEEN.encode("unicode_escape").decode()
+    assert f"{escaped}z" in page.of("th")
+    assert any(title.endswith(f"{escaped}z") for title in page.titles())
+    assert {f"key{escaped}", f"value{escaped}", f"a title{escaped}"} <= {*page.of("dt"), *page.of("dd")}
+
+
+def test_page_of_nan_names_error_in_chip_text_and_record(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path, _ = kohya("a.safetensors", 1, alpha=3.0)
+    tensors = load_file(path)
+    name = f"{key(SPIKED)}.lora_up.weight"
+    tensors[name][0, 0] = math.nan
+    save_file(tensors, path)
+    ended = run("report", path)
+    assert (ended.status, ended.stderr) == (0, "")
+    assert re.search(rf"^a\.safetensors: error not-finite: NaN or infinities .*{name}", ended.stdout, re.MULTILINE)
+    page = Page("report.html")
+    assert "check: 1 error" in page.of("li")
+    assert [one["code"] for one in page.numbers["adapters"][0]["problems"]] == ["not-finite"]
+    (problem,) = run("report", path, "--force", "--json").json["problems"]
+    assert problem.pop("message").startswith(f"NaN or infinities in 1 tensor ({name}")
+    assert problem == {"path": path, "code": "not-finite", "severity": "error"}
+
+
+def test_page_has_problems_of_check_with_numbers(tmp_path):
+    """As a spike, numbers beyond F16, and factors of zeros."""
+    path, _ = kohya(tmp_path / "a.safetensors", 1, alpha=3.0)
+    tensors = load_file(path)
+    tensors[f"{key(SPIKED)}.lora_up.weight"] *= 1e6
+    tensors[f"{key('blocks.0.ffn.0')}.lora_up.weight"] *= 0
+    save_file(tensors, path)
+    checked = lora_inspect.check(path, tensors=True)
+    assert {"half-overflow", "module-untrained"} <= {one.code for one in checked.problems}
+    shown = lora_inspect.report(path, tmp_path / "page.html").problems
+    assert [(one.path, one.code, one.severity, one.message) for one in shown] == [
+        (path, one.code, one.severity, one.message) for one in checked.problems
+    ]
+
+
+def test_report_counts_bytes_of_all_readings(tmp_path):
+    path, _ = kohya(tmp_path / "a.safetensors", 1)
+    told = []
+    lora_inspect.report(path, tmp_path / "page.html", progress=lambda done, total: told.append((done, total)))
+    size = sum(one.numel() * one.element_size() for one in load_file(path).values())
+    assert told[-1][0] == told[-1][1] >= 3 * size
+    assert [done for done, _ in told] == sorted(done for done, _ in told)
+
+
 def test_a_page_needs_no_network_and_runs_nothing(tmp_path):
     page, _ = written(tmp_path)
     policy = next(value for tag, name, value in page.attributes if tag == "meta" and "default-src" in (value or ""))
@@ -279,6 +347,57 @@ def test_dora_is_named_without_a_base_and_shown_with_one(fixtures, tmp_path):
     )
     lora_inspect.report(path, out, base=fixtures / "synthetic" / "base_f32.safetensors", force=True)
     assert len(Page(out).numbers["adapters"][0]["layers"]) == 10
+
+
+def boft(weights):
+    """Tensors of LyCORIS's BOFT with one stage of two blocks, and the weights that it makes: R of each block times
+    rows of both of its halves in turn."""
+    numbers = torch.Generator().manual_seed(7)
+    tensors, turned = {}, {}
+    for path, weight in weights.items():
+        size = len(weight) // 2
+        blocks = 0.3 * torch.randn(1, 2, size, size, generator=numbers)
+        order = [start + k + half for start in (0, size) for k in range(size // 2) for half in (0, size // 2)]
+        skew, one = (blocks[0] - blocks[0].mT).double(), torch.eye(size, dtype=torch.float64)
+        rotated = ((one + skew) @ (one - skew).inverse()) @ weight.double()[order].reshape(2, size, -1)
+        turned[path] = torch.empty_like(weight, dtype=torch.float64)
+        turned[path][order] = rotated.reshape(weight.shape)
+        tensors |= {f"{key(path)}.oft_blocks": blocks, f"{key(path)}.alpha": torch.tensor(0.0)}
+    return tensors, turned
+
+
+def oft(weights):
+    """Tensors of OFT with two blocks, and the weights that it makes."""
+    tensors, meant = adapter(
+        KINDS["oft large blocks"], {path: {"weight": weight} for path, weight in weights.items()}, key, True
+    )
+    return tensors, {path: meant[f"{path}.weight"].meant for path in weights}
+
+
+@pytest.mark.parametrize("make", [oft, boft])
+def test_stack_with_rotation_shows_sum_on_base(make, tmp_path):
+    numbers = torch.Generator().manual_seed(3)
+    weights = {path: 0.1 * torch.randn(shape, generator=numbers) for path, shape in LAYERS.items()}
+    save_file({f"{path}.weight": weight for path, weight in weights.items()}, tmp_path / "base.safetensors")
+    tensors, meant = make(weights)
+    save_file(tensors, tmp_path / "turned.safetensors")
+    lora, changes = kohya(tmp_path / "lora.safetensors", 1)
+    files = [tmp_path / "turned.safetensors", (lora, 0.5)]
+    lora_inspect.report(files, tmp_path / "page.html", base=tmp_path / "base.safetensors")
+    titles = Page(tmp_path / "page.html").titles()
+    for path, weight in weights.items():
+        whole = meant[path] - weight.double() + 0.5 * changes[path]
+        assert any(f": {float(whole.square().mean().sqrt()):.4g}" in title for title in titles), path
+
+
+def test_stack_with_rotation_at_multiplier_0_needs_no_base(tmp_path):
+    tensors, _ = oft({path: torch.zeros(shape) for path, shape in LAYERS.items()})
+    save_file(tensors, tmp_path / "turned.safetensors")
+    lora, changes = kohya(tmp_path / "lora.safetensors", 1)
+    lora_inspect.report([lora, (tmp_path / "turned.safetensors", 0.0)], tmp_path / "page.html")
+    titles = Page(tmp_path / "page.html").titles()
+    for path, change in changes.items():
+        assert any(f": {float(change.square().mean().sqrt()):.4g}" in title for title in titles), path
 
 
 @pytest.mark.parametrize("fixture", ["minilm-lycoris-loha-r8/lycoris.safetensors", "crepe-lycoris-lokr-conv",
