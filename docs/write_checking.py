@@ -25,10 +25,11 @@ million at a time, and prints the norms of a single adapter by part and block ([
 after the path supply facts that the file does not state, as in every command: `adapter.safetensors:alpha=16`.
 
 Each problem is one line, `path: severity code: sentence`, the most serious first; the line names `--fix` if that fixes
-it. A file without problems has one line. With several files, those with problems are named, the worst first, and the
-others counted. In a folder, pickles and GGUF models are problems too. Optimisers, schedulers, and copies of a single
-checkpoint with its name are not. If several unreadable files have the same fix, `check` prints it once, below their
-rows; JSON and SARIF have it in each message.
+it. A file without problems has one line: `no problem in the header`, or with `--tensors` `no problems`. Without
+`--tensors` a file with NaN has no problem in the header. With several files, those with problems are named, the worst
+first, and the others counted. In a folder, pickles and GGUF models are problems too. Optimisers, schedulers, and copies
+of a single checkpoint with its name are not. If several unreadable files have the same fix, `check` prints it once,
+below their rows; JSON and SARIF have it in each message.
 
 The exit status is 1 if a problem has at least the severity of `--fail-on` (`error`, `warning`, which is the default, or
 `note`), and 3 if a PATH does not exist.
@@ -52,8 +53,9 @@ of a killed one.
 
 ## For programs
 
-`--format json`, or `--json`, prints {`schema` ("lora-inspect/check/1"), `path`, `problems` [{`code`, `severity`,
-`message`, `keys`, `fixable`}]}.
+`--format json`, or `--json`, prints {`schema` ("lora-inspect/check/1"), `path`, `numbers_read`, `problems` [{`code`,
+`severity`, `message`, `keys`, `fixable`}]}. `numbers_read` is true with `--tensors`, and false if `problems` are those
+of the header only, or if the file cannot be read.
 
 - With `--fix` it also has `output`, `fixed` [sentences], `left` [problems of the output] and `notes` [sentences].
 - With `--tensors` of an adapter it also has [`norms`](reading.md#info---json) (`base`, `modules`, `norm`, `sigma_1`,

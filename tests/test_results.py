@@ -26,6 +26,7 @@ def merged(folder):
 MADE = {
     "check": lambda folder: lora_inspect.check(DORA),
     "compare": lambda folder: lora_inspect.compare([RSLORA, (OTHER, 0.5)]),
+    "report": lambda folder: lora_inspect.report(OTHER, folder / "page.html"),
     "compare of three": lambda folder: lora_inspect.compare([RSLORA, (OTHER, 0.5), OTHER]),
     "compare of a folder": lambda folder: lora_inspect.compare(SYNTHETIC),
     "compat": lambda folder: lora_inspect.compat(RSLORA),
@@ -84,6 +85,21 @@ def test_a_result_is_one_line_a_dictionary_and_a_copy(make, tmp_path):
         assert is_dataclass(found)
         with pytest.raises(FrozenInstanceError):
             setattr(found, fields(found)[0].name, None)
+
+
+@pytest.mark.parametrize("tensors", [False, True])
+def test_repr_of_check_with_long_path_states_numbers_read(tensors, tmp_path):
+    path = tmp_path / f"{'long name ' * 20}.safetensors"
+    path.write_bytes(OTHER.read_bytes())
+    found = lora_inspect.check(path, tensors=tensors, fix=None)
+    assert f"numbers_read={tensors}" in repr(found)
+    assert (found.numbers_read, found.to_dict()["numbers_read"]) == (tensors, tensors)
+
+
+def test_repr_of_scan_states_numbers_not_read():
+    (found,) = lora_inspect.scan(OTHER)
+    assert "state='fine', numbers_read=False" in repr(found)
+    assert found.to_dict()["numbers_read"] is False
 
 
 def test_a_line_ends_where_it_is_full():

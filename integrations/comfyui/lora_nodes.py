@@ -140,10 +140,11 @@ class CheckLora(_ReadsFiles):
 
     @in_one_sentence
     def run(self, lora: str, read_numbers: bool) -> dict[str, Any]:
-        """Check the file; `ok` is true without warnings and errors."""
+        """Check the header of the file and, if asked, its numbers; `ok` is true without warnings and errors."""
         found = lora_inspect.check(self.path(lora), tensors=read_numbers, progress=watching())
         lines = [f"{one.severity}: {one.message} [{one.code}]" for one in found.problems]
-        return shown(not found.fails("warning"), text="\n".join([lora, *(lines or ["no problem"])]))
+        clean = "no problems" if found.numbers_read else "no problem in the header; read_numbers reads the numbers"
+        return shown(not found.fails("warning"), text="\n".join([lora, *(lines or [clean])]))
 
 
 class InspectLora(_ReadsFiles):

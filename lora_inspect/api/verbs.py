@@ -79,10 +79,11 @@ def check(
 ) -> CheckResult:
     """Report the problems of one file, as `check` does; a file that cannot be read is a problem too.
 
-    `tensors` reads all numbers. With `skip_hashes` the hashes in the metadata are not compared with the tensors, for
-    which the whole file is read. `fix` is the path of a fixed copy, in which every problem with one safe fix is fixed:
-    the command line's `--fix -o`. `progress(done, total)` counts bytes of the file. `fails("warning")` of the result is
-    true if a problem is a warning or worse.
+    `tensors` reads all numbers, not only the header; `numbers_read` of the result tells which. With `skip_hashes` the
+    hashes in the metadata are not compared with the tensors, for which the whole file is read. `fix` is the path of a
+    fixed copy, in which every problem with one safe fix is fixed: the command line's `--fix -o`.
+    `progress(done, total)` counts bytes of the file. `fails("warning")` of the result is true if a problem is a warning
+    or worse.
 
     Raises LoraInspectError if the path does not exist or is a folder of several files, and with `fix` if nothing can be
     fixed. Raises ValueError for `force` without `fix`, and for `skip_hashes` with it.

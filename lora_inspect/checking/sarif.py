@@ -16,8 +16,11 @@ SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sar
 FINGERPRINT = "lora-inspect/v1"
 
 
-def sarif(files: Iterable[tuple[str, Sequence[Problem]]], folder: str) -> dict[str, Any]:
-    """Return the log of one run: (path, problems) of every file, with paths relative to `folder`."""
+def sarif(files: Iterable[tuple[str, Sequence[Problem]]], folder: str, numbers_read: bool) -> dict[str, Any]:
+    """Return the log of one run: (path, problems) of every file, with paths relative to `folder`.
+
+    `numbers_read` is True if the problems are of the numbers too, False if they are of the headers only.
+    """
     index = {rule.code: number for number, rule in enumerate(RULES)}
     results = [
         _result(artifact_uri(path, folder), problem, index[problem.code])
@@ -30,11 +33,13 @@ def sarif(files: Iterable[tuple[str, Sequence[Problem]]], folder: str) -> dict[s
         "semanticVersion": __version__,
         "rules": [_described(rule) for rule in RULES],
     }
-    return {
-        "$schema": SCHEMA,
-        "version": "2.1.0",
-        "runs": [{"tool": {"driver": driver}, "columnKind": "unicodeCodePoints", "results": results}],
+    run = {
+        "tool": {"driver": driver},
+        "columnKind": "unicodeCodePoints",
+        "results": results,
+        "properties": {"numbers_read": numbers_read},
     }
+    return {"$schema": SCHEMA, "version": "2.1.0", "runs": [run]}
 
 
 def artifact_uri(path: str, folder: str) -> str:

@@ -39,15 +39,20 @@ if TYPE_CHECKING:
     from lora_inspect.reading.model.settings import Settings
 
 _LOOKS = {ERROR: WRONG, WARNING: DOUBTFUL, NOTE: FAINT}
-_CLEAN, _CLEAN_HEADER = "no problems", "no problem in the header; --tensors reads the numbers"
+# Of a file without problems, by whether its numbers were read.
+_CLEAN = {True: "no problems", False: "no problem in the header; --tensors reads the numbers"}
+_WITHOUT = {True: "without problems", False: "without problems in the header; --tensors reads the numbers"}
 # Behind a problem that a fix removes.
 _FIXABLE = " --fix mends it."
 # Of a code in one file; JSON and SARIF have all.
 _MOST = 5
 
 
-def print_problems(path: str, problems: Sequence[Problem], fixable: Collection[str] = (), clean: str = _CLEAN) -> None:
+def print_problems(
+    path: str, problems: Sequence[Problem], fixable: Collection[str] = (), numbers_read: bool = False
+) -> None:
     """Print the problems of one file, the first few of each code, or a single line for none."""
+    clean = _CLEAN[numbers_read]
     problems = list(_few(problems))
     sentences = [f"{_sentence(one)}{_FIXABLE if one.code in fixable else ''}" for one in problems]
     if sys.stdout is not None and sys.stdout.isatty():
@@ -63,11 +68,11 @@ def print_fixed(result: "CheckResult") -> None:
     """Print the fixes of a file, the path of the copy, and the problems that remain."""
     for sentence in result.fixed:
         terminal.line(f"{result.path}: fixed: {sentence}.")
-    print_problems(result.output or result.path, result.left)
+    print_problems(result.output or result.path, result.left, numbers_read=result.numbers_read)
     terminal.line(f"wrote {result.output}")
 
 
-def print_several(results: "Sequence[CheckResult]", clean: str) -> None:
+def print_several(results: "Sequence[CheckResult]", numbers_read: bool) -> None:
     """Print the files with problems, the worst first, and the number of the others.
 
     A fix that several unreadable files share is printed once, below them.
@@ -85,7 +90,9 @@ def print_several(results: "Sequence[CheckResult]", clean: str) -> None:
         if way_out:
             terminal.row(way_out)
     if count := len(results) - len(with_problems):
-        terminal.line(f"{count} without problems" if with_problems else f"{count} files: {clean}")
+        terminal.line(
+            f"{count} {_WITHOUT[numbers_read]}" if with_problems else f"{count} files: {_CLEAN[numbers_read]}"
+        )
 
 
 def _of_any(result: "CheckResult") -> str:
@@ -248,11 +255,10 @@ def _checked(
                 bar.above(partial(show_defect, error))
                 errors.append(failure(path, error))
                 continue
-    clean = _CLEAN if tensors else _CLEAN_HEADER
     if shown and len(results) > 1:
-        print_several(results, clean)
+        print_several(results, tensors)
     elif shown and results:
-        print_problems(results[0].path, results[0].problems, results[0].fixable, clean)
+        print_problems(results[0].path, results[0].problems, results[0].fixable, tensors)
     if shown and len(results) == 1 and (sizes := results[0].sizes):
         from lora_inspect.cli.info.norms_table import not_told, table_lines
 

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -29,6 +29,7 @@ from lora_inspect.stores.address import is_remote
 class CheckResult(Result):
     """The problems of the file at `path`, and the codes that `--fix` can fix.
 
+    `numbers_read` is True if the numbers of all tensors were read for the problems, False if only the header was.
     After a fix, `output` is the path of the fixed copy, `fixed` describes each change in a sentence, and `left` are the
     problems of the output. `way_out` ends the message on a file that cannot be read; it is empty for others. `sizes`
     are those of the changes, None if their numbers were not read. `notes` are sentences on leftovers of killed runs
@@ -37,6 +38,7 @@ class CheckResult(Result):
 
     path: str
     problems: tuple[Problem, ...]
+    numbers_read: bool = field(default=False, kw_only=True)
     fixable: frozenset[str] = frozenset()
     output: str | None = None
     fixed: tuple[str, ...] = ()
@@ -44,6 +46,11 @@ class CheckResult(Result):
     way_out: str = ""
     sizes: SizesByPart | None = None
     notes: tuple[str, ...] = ()
+
+    @property
+    def is_unreadable(self) -> bool:
+        """True if the file cannot be read, so that its only problem is the reason."""
+        return any(problem.code == UNREADABLE for problem in self.problems)
 
     def fails(self, severity: str) -> bool:
         """Return True if a problem is as serious as `severity`, or more; of the output, if the file was fixed.
@@ -61,6 +68,7 @@ class CheckResult(Result):
         record: dict[str, Any] = {
             "schema": "lora-inspect/check/1",
             "path": self.path,
+            "numbers_read": self.numbers_read,
             "problems": _reported(self.problems, self.fixable),
         }
         if self.output:
@@ -97,7 +105,8 @@ def check(
         subject = Subject(open_checkpoint(path), settings, share.done, look, not skip_hashes)
         share.work *= _readings(subject, tensors)
         problems = _problems_of(subject, tensors)
-        return CheckResult(path, problems, fixing(subject, problems).codes, sizes=look.sizes)
+        fixable = fixing(subject, problems).codes
+        return CheckResult(path, problems, fixable, sizes=look.sizes, numbers_read=tensors)
     except LoraInspectError as error:
         if not exists(path) or is_collection(path):
             raise
@@ -134,7 +143,7 @@ def fix(
     told = write_fixed(subject, fixed, output, force, prove, share.done)
     left = _problems_of(open_fixed(output, subject), tensors)
     share.finish()
-    return CheckResult(path, problems, fixed.codes, output, told, left, notes=leftovers)
+    return CheckResult(path, problems, fixed.codes, output, told, left, notes=leftovers, numbers_read=tensors)
 
 
 def as_sarif(results: Sequence[CheckResult], folder: str) -> dict[str, Any]:
@@ -144,8 +153,10 @@ def as_sarif(results: Sequence[CheckResult], folder: str) -> dict[str, Any]:
     """
     from lora_inspect.checking.sarif import sarif
 
-    told = [(one.output, one.left) if one.output else (one.path, one.problems) for one in results]
-    return sarif([(file_of(path), problems) for path, problems in told], folder)
+    reported = [(one.output, one.left) if one.output else (one.path, one.problems) for one in results]
+    readable = [one for one in results if not one.is_unreadable]
+    numbers_read = bool(readable) and all(one.numbers_read for one in readable)
+    return sarif([(file_of(path), problems) for path, problems in reported], folder, numbers_read)
 
 
 def _readings(subject: Subject, tensors: bool) -> int:

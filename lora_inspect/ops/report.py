@@ -2,12 +2,11 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from lora_inspect.errors import NeedsLibraryError, RefusedError
-from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.input_file import Identity, check_unchanged
 from lora_inspect.files.outputs import PAGE_ENDING, check_output, file_output, new_file
 from lora_inspect.files.temp_files import remove_leftovers
@@ -23,7 +22,8 @@ if TYPE_CHECKING:
 _NAME = "report"
 
 
-class FileProblem(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class FileProblem:
     """A problem of the adapter at `path`; `severity` is "error", "warning" or "note"."""
 
     path: str
@@ -52,7 +52,7 @@ class ReportResult(Result):
             "output": self.output,
             "bytes": self.bytes,
             "headlines": list(self.headlines),
-            "problems": [problem._asdict() for problem in self.problems],
+            "problems": [asdict(problem) for problem in self.problems],
         }
 
 

@@ -274,6 +274,7 @@ class ScannedFile(Result):
         """Return the fields that the record of a file has among others."""
         return {
             "state": self.state or None,
+            "numbers_read": self.numbers_read,
             "note": self.note,
             "duplicate_of": self.duplicate_of,
             "training_group": self.training.group if self.training else None,
@@ -282,7 +283,13 @@ class ScannedFile(Result):
     def __repr__(self) -> str:
         said = [f"path={brief(self.path)}", f"kind={self.kind!r}", f"model={brief(self.model)}"]
         said += [f"types={brief(list(self.types))}", f"modules={self.modules}", f"state={self.state!r}"]
-        return bounded("ScannedFile", [*said, f"note={brief(self.note)}", f"error={brief(str(self.error or ''))}"])
+        said += [f"numbers_read={self.numbers_read}", f"note={brief(self.note)}"]
+        return bounded("ScannedFile", [*said, f"error={brief(str(self.error or ''))}"])
+
+    @property
+    def numbers_read(self) -> bool:
+        """False: a scan reads headers, alphas and flags, so that the numbers of a fine file may be damaged."""
+        return False
 
     @property
     def is_other_model(self) -> bool:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import pickle
 import re
 from urllib.parse import unquote
@@ -69,8 +70,9 @@ def test_a_folder_is_all_that_is_in_it(run, adapter, tmp_path):
     assert [re.sub(r".*folder.", "", line).split(": ")[0] for line in lines[:2]] == ["c.safetensors", "b.safetensors"]
     assert ": error unreadable: it has 1 bytes" in lines[0]
     assert lines[1].endswith(" --fix mends it.")
-    assert lines[2] == "1 without problems"
+    assert lines[2] == "1 without problems in the header; --tensors reads the numbers"
     assert lines[3].startswith("3 files: 1 error and 1 warning;")
+    assert "\n1 without problems\n" in run("check", tmp_path / "folder", "--tensors").stdout
 
 
 def test_pickles_are_problems_of_a_folder(run, adapter, tmp_path):
@@ -87,7 +89,7 @@ def test_pickles_are_problems_of_a_folder(run, adapter, tmp_path):
     assert named == ["b.pt", "c.ckpt", "peft/adapter_model.bin"]
     assert all(": error unreadable: it is a pickle" in line for line in lines[:-3])
     assert lines[-3].startswith("for each of these: save it as .safetensors")
-    assert lines[-2:] == ["1 without problems", "4 files: 3 errors"]
+    assert lines[-2:] == ["1 without problems in the header; --tensors reads the numbers", "4 files: 3 errors"]
 
 
 def test_pickles_beside_one_adapter_are_problems_but_for_copies_of_it(run, adapter, tmp_path):
@@ -148,13 +150,26 @@ class TestJson:
         assert outcome.status == 1
         record = json.loads(outcome.stdout)
         (problem,) = record.pop("problems")
-        assert record == {"schema": "lora-inspect/check/1", "path": str(path)}
+        assert record == {"schema": "lora-inspect/check/1", "path": str(path), "numbers_read": False}
         assert problem.pop("message").startswith("ss_network_dim is 8")
         assert problem == {
             "code": "dim-contradicts", "severity": "warning", "keys": ["ss_network_dim"], "fixable": True
         }  # fmt: skip
         assert run("check", path, "--json").stdout == outcome.stdout
         assert run("check", path, "--json", "--format", "sarif").status == 2
+
+    def test_record_with_tensors_states_numbers_read(self, run, adapter, tmp_path):
+        adapter(CLEAN, "folder/a.safetensors")
+        adapter(CLEAN, "folder/nan.safetensors", **{"lora_unet_x.diff": ("F32", (1,), math.nan)})
+        for options, is_read, codes in (([], False, []), (["--tensors"], True, ["not-finite"])):
+            records = json.loads(run("check", tmp_path / "folder", "--json", *options).stdout)
+            assert [record["numbers_read"] for record in records] == [is_read] * 2
+            assert [problem["code"] for problem in records[1]["problems"]] == codes
+
+    def test_record_of_unreadable_file_states_no_numbers_read(self, run, tmp_path):
+        (tmp_path / "a.safetensors").write_bytes(b"\0")
+        ended = run("check", tmp_path / "a.safetensors", "--json", "--tensors")
+        assert json.loads(ended.stdout)["numbers_read"] is False
 
     def test_of_a_mended_file_says_what_is_left(self, run, adapter, tmp_path):
         out = tmp_path / "out.safetensors"
@@ -192,6 +207,18 @@ class TestSarif:
             assert result["level"] in ("error", "warning", "note")
             assert result["message"]["text"].endswith(".")
         assert run["results"][1]["locations"][0]["logicalLocations"][0]["fullyQualifiedName"] == "ss_network_dim"
+
+    @pytest.mark.parametrize("options", [[], ["--tensors"]])
+    def test_run_states_numbers_read(self, options, run, adapter, tmp_path):
+        adapter(CLEAN, "folder/a.safetensors")
+        (tmp_path / "folder" / "b.safetensors").write_bytes(b"\0")
+        log = json.loads(run("check", tmp_path / "folder", "--format", "sarif", *options).stdout)
+        assert log["runs"][0]["properties"] == {"numbers_read": bool(options)}
+
+    def test_run_of_unreadable_files_states_no_numbers_read(self, run, tmp_path):
+        (tmp_path / "a.safetensors").write_bytes(b"\0")
+        log = json.loads(run("check", tmp_path / "a.safetensors", "--format", "sarif", "--tensors").stdout)
+        assert log["runs"][0]["properties"] == {"numbers_read": False}
 
     def test_names_files_by_relative_addresses(self, log):
         for result in log["runs"][0]["results"]:
@@ -289,7 +316,7 @@ def test_on_a_terminal_lines_fit_below_the_file_and_severities_have_colours(adap
         "  error dora-missing", "  warning dim-contradicts", "  note metadata-empty"
     ]  # fmt: skip
     assert plain[-3:-1] == [
-        "1 without problems",
+        "1 without problems in the header; --tensors reads the numbers",
         "2 files: 1 error, 1 warning and 1 note; --fix -o OUT fixes 2 of them",
     ]
     assert b"b.safetensors: \x1b[32mno problems" in clear

@@ -352,6 +352,6 @@ def test_a_table_has_a_line_for_each_file_whatever_they_are_called(columns, writ
     headers, *rows, totals, end = [line.rpartition("\r")[2] for line in lines_of(output)]
     assert headers.split()[:2] == ["name", "model"]
     assert [f"{number}  " in row for number, row in enumerate(rows)] == [True] * 3
-    assert totals.startswith("3 adapters: 3 fine; ")
+    assert totals.startswith("3 adapters: 3 fine by their headers; ")
     assert end == ""
     assert all(width(row) <= columns for row in rows)

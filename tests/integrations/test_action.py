@@ -127,6 +127,7 @@ def test_a_clean_checkout_is_uploaded_and_passes(acts, checkout, fixtures):
     ended = acts()
     assert ended.status == 0, ended.log
     assert SARIF in ended.uploaded
+    assert "only headers; args: --tensors reads them" in ended.log
     assert ended.called[:5] == ["run", "--spec", "lora-inspect-light", "lora-inspect", "check"]
 
 
@@ -168,6 +169,7 @@ def test_names_and_options_are_words_that_no_shell_reads(acts, checkout, fixture
     put(fixtures, checkout, "-b.safetensors")
     ended = acts(path=f"{name}\r\n-b.safetensors\n\n", args="--skip-hashes\n--tensors", version="0.1.0", upload="false")
     assert (ended.status, ended.uploaded) == (0, None), ended.log
+    assert "header" not in ended.log
     wanted = [
         "lora-inspect-light==0.1.0",
         "lora-inspect",

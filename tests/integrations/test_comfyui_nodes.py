@@ -231,6 +231,17 @@ def test_check_and_inspect_report_a_scale_that_comfyui_misreads(comfy):
     assert comfy.run("LoraInspectCheck", lora="style.safetensors", read_numbers=False)["result"][0] is True
 
 
+def test_check_of_clean_file_states_whether_numbers_were_read(comfy):
+    write_lora(comfy.loras / "style.safetensors")
+    said = {}
+    for is_read in (False, True):
+        is_good, report = comfy.run("LoraInspectCheck", lora="style.safetensors", read_numbers=is_read)["result"]
+        assert is_good is True
+        name, said[is_read] = report.splitlines()
+        assert name == "style.safetensors"
+    assert said == {False: "no problem in the header; read_numbers reads the numbers", True: "no problems"}
+
+
 def test_check_reports_a_damaged_file_and_numbers_that_are_none(comfy):
     (comfy.loras / "text.safetensors").write_text("version https://git-lfs.github.com/spec/v1")
     is_good, report = comfy.run("LoraInspectCheck", lora="text.safetensors", read_numbers=False)["result"]

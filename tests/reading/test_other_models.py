@@ -70,5 +70,5 @@ def test_a_folder_names_them_in_the_column_of_models(write_safetensors, tmp_path
     assert run("info", file, "--json").json["other_model"] == "VAE"
     assert "it is no adapter (VAE), so check covers only its header" in run("check", file).stdout
     assert rows[2].split()[2] == "other"
-    assert rows[-1] == "1 adapter: 1 fine; 1 other model"
+    assert rows[-1] == "1 adapter: 1 fine by its header; 1 other model"
     assert run("info", tmp_path / "many", "--where", "model=vae", "--all").stdout.splitlines()[1].startswith("vae ")

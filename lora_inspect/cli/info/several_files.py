@@ -48,7 +48,8 @@ from lora_inspect.programs import PROGRAMS
 from lora_inspect.programs.verdict import NO_MODELS, SAME, UNJUDGED, VERDICTS
 from lora_inspect.reading.file_info import ADAPTER, BASE, OTHER
 from lora_inspect.reporting.file_record import as_json
-from lora_inspect.scanning.scan_file import ANSWER, CONVERT, INFO_ONLY, OPEN, STATES, InProgram, Record, ScannedFile
+from lora_inspect.scanning import scan_file
+from lora_inspect.scanning.scan_file import OPEN, STATES, InProgram, Record, ScannedFile
 from lora_inspect.scanning.training_rows import EpochGroup, TrainingRows
 from lora_inspect.sentences import counted, size_in_words, unlike_command, width
 
@@ -80,7 +81,7 @@ _SHORT_MODELS = {
     "HunyuanImage 2.1": "HunyuanImg",
 }
 _SEVERAL, _UNKNOWN, _NONE = "mixed", "?", "-"
-_LOOKS = {CONVERT: WRONG, INFO_ONLY: DOUBTFUL, ANSWER: DOUBTFUL}
+_LOOKS = {scan_file.CONVERT: WRONG, scan_file.INFO_ONLY: DOUBTFUL, scan_file.ANSWER: DOUBTFUL}
 
 
 class _Column(NamedTuple):
@@ -245,8 +246,13 @@ _OTHER_MODEL = "other model"
 # What is counted of the verdicts of a program: each under a key of its own, those that are wrong, and those that nobody
 # tested, of models that it has not among them.
 _VERDICT, _WRONG, _UNTESTED = "in the program: ", "wrong in it", "unknown in it"
-# What the totals say of verdicts: of several files, and of one.
-_SAID = {SAME: ("load correctly", "loads correctly"), NO_MODELS: "of models that it has not", OPEN: "open or damaged"}
+# What the totals say of verdicts and states: of several files, and of one. No numbers are read of a file in a row.
+_SAID = {
+    SAME: ("load correctly", "loads correctly"),
+    NO_MODELS: "of models that it has not",
+    OPEN: "open or damaged",
+    scan_file.FINE: ("fine by their headers", "fine by its header"),
+}
 # Those of the broken ones that the system did not give.
 _LOST = "lost"
 _PLURALS = {BASE: "bases", _OTHER_MODEL: "other models", OTHER: "others", _COPIES: "duplicates", _PICKLE: "pickles"}
@@ -460,14 +466,19 @@ def _print_totals(text: str) -> None:
 def _totals_of_program(counts: "Counter[str]", name: str) -> str:
     """Return the number of adapters by the verdict of a program."""
     program = PROGRAMS[name]
-    told = [(counts[_VERDICT + verdict], _SAID.get(verdict, verdict)) for verdict in (*VERDICTS, OPEN)]
-    verdicts = [f"{count} {words[count == 1] if isinstance(words, tuple) else words}" for count, words in told if count]
-    return f"in {program.title} {program.version}: {', '.join(verdicts) or 'no adapter'}"
+    verdicts = _in_words((verdict, counts[_VERDICT + verdict]) for verdict in (*VERDICTS, OPEN))
+    return f"in {program.title} {program.version}: {verdicts or 'no adapter'}"
+
+
+def _in_words(counts: Iterable[tuple[str, int]]) -> str:
+    """Return the numbers of files that are not 0, each with the words of its verdict or state."""
+    pairs = [(count, _SAID.get(name, name)) for name, count in counts if count]
+    return ", ".join(f"{count} {words if isinstance(words, str) else words[count == 1]}" for count, words in pairs)
 
 
 def _totals(counts: "Counter[str]", with_states: bool) -> str:
     """Return the number of adapters, by state, and of other files."""
-    states = ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state]) if with_states else ""
+    states = _in_words((state, counts[state]) for state in STATES) if with_states else ""
     adapters = counts[ADAPTER]
     told = f"{adapters} adapter{'' if adapters == 1 else 's'}" + (f": {states}" if states else "")
     others = [
