@@ -25,11 +25,10 @@ million at a time, and prints the norms of a single adapter by part and block ([
 after the path supply facts that the file does not state, as in every command: `adapter.safetensors:alpha=16`.
 
 Each problem is one line, `path: severity code: sentence`, the most serious first; the line names `--fix` if that fixes
-it. A file without problems has one line: `no problem in the header`, or with `--tensors` `no problems`. Without
-`--tensors` a file with NaN has no problem in the header. With several files, those with problems are named, the worst
-first, and the others counted. In a folder, pickles and GGUF models are problems too. Optimisers, schedulers, and copies
-of a single checkpoint with its name are not. If several unreadable files have the same fix, `check` prints it once,
-below their rows; JSON and SARIF have it in each message.
+it. A file without problems has one line: `no problem in the header`, or with `--tensors` `no problems`. Of several
+files, those with problems are named, the worst first, and the others counted. In a folder, pickles and GGUF models are
+problems too; optimisers, schedulers, and copies of a single checkpoint with its name are not. `check` prints the same
+fix of several unreadable files once, below their rows; JSON and SARIF have it in each message.
 
 The exit status is 1 if a problem has at least the severity of `--fail-on` (`error`, `warning`, which is the default, or
 `note`), and 3 if a PATH does not exist.
@@ -47,15 +46,13 @@ lora-inspect check cast.safetensors --fix -o mended.safetensors
 problems. Only tensors with a problem change. Hashes in the metadata are recomputed if the data they cover changed. The
 copy is re-read before it appears. It must have every module with its old rank and scale, and none of the fixed
 problems. Otherwise `--fix` writes nothing and exits with 1. If problems remain in a written copy, the status is still
-0; check OUT for these. To change the meaning of a file, use [convert](converting.md). `--fix` takes one file at a time,
-but no shards or GGUF. With nothing to fix, it exits with 1. The next run with the same OUT removes the temporary files
-of a killed one.
+0; check OUT for these. `--fix` takes one file at a time, but no shards or GGUF. With nothing to fix, it exits with 1.
+The next run with the same OUT removes the temporary files of a killed one.
 
 ## For programs
 
 `--format json`, or `--json`, prints {`schema` ("lora-inspect/check/1"), `path`, `numbers_read`, `problems` [{`code`,
-`severity`, `message`, `keys`, `fixable`}]}. `numbers_read` is true with `--tensors`, and false if `problems` are those
-of the header only, or if the file cannot be read.
+`severity`, `message`, `keys`, `fixable`}]}. `numbers_read` is true with `--tensors`, if the file can be read.
 
 - With `--fix` it also has `output`, `fixed` [sentences], `left` [problems of the output] and `notes` [sentences].
 - With `--tensors` of an adapter it also has [`norms`](reading.md#info---json) (`base`, `modules`, `norm`, `sigma_1`,
@@ -63,10 +60,8 @@ of the header only, or if the file cannot be read.
 - For several files it is a list of these, with [{`path`, `error`, `code`}](cli.md#json) for a PATH without a file.
 
 `--format sarif` prints a log of SARIF 2.1.0 for code hosts and editors. The codes are rules with their help, and each
-problem is a result. Paths are relative to the working folder, tensors are logical locations, and a fingerprint stays
-when words change.
-
-`docs/write_checking.py` writes this page from the registry in `lora_inspect/checking/`.
+problem is a result; `runs[0].properties` has `numbers_read`. Paths are relative to the working folder, tensors are
+logical locations, and a fingerprint stays when words change.
 
 """
 GROUPS = (
