@@ -36,8 +36,9 @@ if TYPE_CHECKING:
 _HELP = """\
 Report how every program that loads adapters applies ADAPTER, and the command that fixes it.
 
-With --for the exit status is 1 if the file would be wrong in that program, or if it has no such models. A folder of
-adapters is a table with a row for each file in the program that --for names.
+With --for the exit status is 1 if the file would be wrong in that program, or if it has no such models, and with
+--fail-on untested also if nobody has tested it there. A folder of adapters is a table with a row for each file in the
+program that --for names.
 
 \b
 Example: lora-inspect compat adapter.safetensors --for comfyui
@@ -60,11 +61,11 @@ Example: lora-inspect compat adapter.safetensors --for comfyui
     help="The base, for DoRA's error and in printed commands.",
 )
 @click.option("--all", "shows_all", is_flag=True, help="Also show programs without models of the family.")
-@click.option("--strict", is_flag=True, help="With --for: also exit with 1 if nobody has tested the file there.")
+@click.option("--strict", is_flag=True, help="The same as --fail-on untested.")
 @click.option(
     "--fail-on",
     type=click.Choice(FAILURES),
-    help="Of a folder: exit with 1 if a file is wrong in the program, or untested in it as well. [default: wrong]",
+    help="With --for: exit with 1 if a file is wrong in the program, or untested in it as well. [default: wrong]",
 )
 @declared_options(ReadingRequest)
 @json_option("as_json_")
@@ -87,25 +88,24 @@ def compat(
     from lora_inspect.reading.model.settings import requested_settings
 
     adapter, own = parse_without_multiplier(adapter, "compat")
-    told = own.joined(requested_settings(ReadingRequest(**asked)), adapter)
+    settings = own.joined(requested_settings(ReadingRequest(**asked)), adapter)
+    fails_untested = strict or fail_on == ON_UNTESTED
     if files := files_of_several(adapter):
         if not named or base:
             raise click.UsageError("a folder of adapters takes one program; name it with --for, without --base.")
-        _print_folder(adapter, files, told, named, fail_on or (ON_UNTESTED if strict else ON_WRONG), as_json_)
+        _print_folder(adapter, files, settings, named, ON_UNTESTED if fails_untested else ON_WRONG, as_json_)
         return
-    if fail_on:
-        raise click.UsageError("--fail-on is for a folder of adapters.")
-    if strict and not named:
-        raise click.UsageError("--strict is about a program; name it with --for.")
+    if (strict or fail_on) and not named:
+        raise click.UsageError(f"{'--strict' if strict else '--fail-on'} is about a program; name it with --for.")
     length = len(claim(open_checkpoint(adapter).tensors).modules) if base else 0
     with progress_bar("Comparing", length) as progress:
-        result = judged(adapter, named, told, base, progress)
+        result = judged(adapter, named, settings, base, progress)
     if as_json_:
         terminal.json_text(result.to_dict())
     else:
         terminal.line(result.path)
         _print(result, shows_all or named is not None)
-    failing = (NO_MODELS, UNTESTED) if strict else (NO_MODELS,)
+    failing = (NO_MODELS, UNTESTED) if fails_untested else (NO_MODELS,)
     if named and any(one.needs_fix or one.verdict in failing for one in result.verdicts):
         sys.exit(1)
 

@@ -1,5 +1,6 @@
 """`lora-inspect compat`: what it prints, its exit status and its refusals."""
 
+import json
 import shlex
 import shutil
 from datetime import date
@@ -133,10 +134,35 @@ def test_an_untested_file_fails_where_that_is_asked(run, fixtures, untested):
     assert run("compat", fixtures / "synthetic", "--for", "vllm", "--strict").status == 1
 
 
-def test_strict_without_a_program_is_wrong_usage(run, fixtures):
-    shown = run("compat", fixtures / "synthetic/comfyui_alpha.safetensors", "--strict")
+@pytest.mark.parametrize(
+    ("file", "program", "verdict", "on_wrong", "on_untested"),
+    [
+        ("comfyui_alpha", "comfyui", "same meaning", 0, 0),
+        ("rslora_flag", "comfyui", "wrong strength", 1, 1),
+        ("comfyui_alpha", "vllm", "has no such models", 1, 1),
+        (None, "comfyui", "not tested", 0, 1),
+    ],
+)
+@pytest.mark.parametrize("form", [[], ["--json"]], ids=["text", "json"])
+def test_fail_on_of_file_decides_status(file, program, verdict, on_wrong, on_untested, form, run, fixtures, untested):
+    path = fixtures / f"synthetic/{file}.safetensors" if file else untested
+    (found,) = json.loads(run("compat", path, "--for", program, "--json").stdout)["programs"]
+    assert found["verdict"] == verdict
+    for options, status in (
+        ([], on_wrong),
+        (["--fail-on", "wrong"], on_wrong),
+        (["--fail-on", "untested"], on_untested),
+        (["--strict"], on_untested),
+        (["--fail-on", "wrong", "--strict"], on_untested),
+    ):
+        assert run("compat", path, "--for", program, *options, *form).status == status, options
+
+
+@pytest.mark.parametrize(("option", "words"), [("--strict", ["--strict"]), ("--fail-on", ["--fail-on", "wrong"])])
+def test_option_on_verdict_without_program_is_wrong_usage(option, words, run, fixtures):
+    shown = run("compat", fixtures / "synthetic/comfyui_alpha.safetensors", *words)
     assert (shown.status, shown.stdout) == (2, "")
-    assert "--strict is about a program; name it with --for." in shown.stderr
+    assert f"{option} is about a program; name it with --for." in shown.stderr
 
 
 @pytest.mark.parametrize("columns", [60, 80, 120])
