@@ -185,12 +185,12 @@ def convert_folder(
 ) -> None:
     """Convert every adapter below `folder` to the same place below `output`, and print all results.
 
-    It exits if one failed. `with_right` includes the adapters that the program of the output already loads with the
-    same meaning. Raises LoraInspectError as `make_in_folder` does.
+    It exits if one failed, or if none can be read. `with_right` includes the adapters that the program of the output
+    already loads with the same meaning. Raises LoraInspectError as `make_in_folder` does.
     """
     from lora_inspect.converting.plan import ending_of_output
     from lora_inspect.ops.convert import convert_to_standard
-    from lora_inspect.ops.folder import find_in_folder, make_in_folder
+    from lora_inspect.ops.folder import find_in_folder, find_unread_refusal, make_in_folder
 
     def options_for(adapter: "Adapter") -> ConvertOptions:
         present = {module.name.component for module in adapter.modules.values()}
@@ -216,6 +216,9 @@ def convert_folder(
         terminal.json_text([_record(one, failures.get(one.path)) for one in outcomes])
     else:
         _tell(outcomes, options.program)
+    unread = {one.path for one in found if one.is_unread}
+    if refusal := find_unread_refusal(folder, [one.path for one in found], unread):
+        failures[folder] = terminal.failure(folder, refusal)
     terminal.exit_with(failures)
 
 

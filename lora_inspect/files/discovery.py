@@ -150,16 +150,20 @@ _COPIES = (PEFT_WEIGHTS, "pytorch_model", "diffusion_pytorch_model", "pytorch_lo
 def files_of_several(path: str) -> FolderFiles | None:
     """Return the files below a folder of several that may hold weights; None for any other path.
 
-    Such a folder is a collection, or a checkpoint next to pickles of other weights, and has readable weights.
+    Such a folder is a collection, or a checkpoint next to pickles of other weights. If it has no readable weights, it
+    has several files in formats that are never read, or one of them in a folder below it.
     """
     with looking(path):
         if not is_folder(path):
             return None
         stems = {os.path.splitext(name)[0] for name in names_in(path) if name.endswith(".safetensors")}
     files = files_below(path)
+    if not files.readable:
+        is_single = len(files.weights) == 1 and os.path.dirname(files.weights[0]) == path.rstrip(os.sep)
+        return files if files.unread and not is_single else None
     pickles = map(os.path.basename, files.unread)
     others = [name for name in pickles if not name.startswith((*_COPIES, *stems))]
-    return files if files.readable and (others or is_collection(path)) else None
+    return files if others or is_collection(path) else None
 
 
 def is_checkpoint_folder(folder: str) -> bool:

@@ -4,18 +4,20 @@ A failed adapter does not stop the others.
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from lora_inspect.errors import RefusedError
+from lora_inspect.errors import LoraInspectError, RefusedError
 from lora_inspect.files.checkpoint import open_checkpoint
-from lora_inspect.files.discovery import Mirrored, mirrored
+from lora_inspect.files.discovery import Mirrored, files_of_several, mirrored
+from lora_inspect.files.file_types import PICKLE_ENDINGS, of_any_pickle
 from lora_inspect.files.outputs import folder_of_outputs
 from lora_inspect.progress import Progress
 from lora_inspect.reading.adapter import Adapter, read_adapter
 from lora_inspect.reading.file_info import ADAPTER, BASE, FileInfo, inspect_adapter, kind_of
 from lora_inspect.reading.model.settings import Settings
+from lora_inspect.sentences import counted
 from lora_inspect.stores.address import is_remote
 
 Made = TypeVar("Made")
@@ -36,13 +38,26 @@ class Outcome(Generic[Made]):
 def find_in_folder(folder: str, output: str) -> list[Mirrored]:
     """Return all weights below `folder`.
 
-    Raises LoraInspectError if there is none, or if the output is the folder itself or no folder.
+    Raises LoraInspectError if there is none, or a single pickle, or if the output is the folder itself or no folder.
     """
     _check(folder, output)
     found = mirrored(folder, output)
-    if all(one.is_unread for one in found):
+    if not found or (all(one.is_unread for one in found) and not files_of_several(folder)):
         open_checkpoint(folder)  # which says what there is instead
     return found
+
+
+def find_unread_refusal(folder: str, paths: Sequence[str], unread: Collection[str]) -> RefusedError | None:
+    """Return the refusal of a folder if all of its weights, at `paths`, are `unread`: pickles, and models in GGUF."""
+    if not paths or any(path not in unread for path in paths):
+        return None
+    first = next((path for path in paths if path.lower().endswith(PICKLE_ENDINGS)), paths[0])
+    try:
+        open_checkpoint(first)
+    except LoraInspectError as error:
+        problem = f"none of its {counted(len(paths), 'weight file')} can be read ({first}: {error.problem})"
+        return RefusedError(folder, problem, of_any_pickle(error.fix, first))
+    return None
 
 
 def make_in_folder(
@@ -58,7 +73,7 @@ def make_in_folder(
     """Make something of every adapter that was `found`: `make(adapter, target)` writes it to a path below `output`.
 
     `ending(adapter)` is that of the target's name. An adapter that `is_right` as it is has none. It calls `progress`
-    for each checkpoint. Raises LoraInspectError if none of them is an adapter.
+    for each checkpoint. Raises LoraInspectError if readable weights are there, but no adapter.
     """
     outcomes: list[Outcome[Made]] = []
     with folder_of_outputs(output):
@@ -66,7 +81,8 @@ def make_in_folder(
         for one in found:
             outcomes.append(_made(one, output, settings, ending, make, is_right, outcomes))
             progress(1)
-    if not any(one.result or one.error or one.is_right for one in outcomes):
+    is_readable = any(not one.is_unread for one in found)
+    if is_readable and not any(one.result or one.error or one.is_right for one in outcomes):
         raise RefusedError(folder, "it holds no adapter", "name a folder that does")
     return outcomes
 

@@ -67,13 +67,13 @@ def _resize_folder(
     dry_run: bool,
     as_json: bool,
 ) -> None:
-    """Resize every adapter below a folder, print all results, and exit if one failed.
+    """Resize every adapter below a folder, print all results, and exit if one failed, or if none can be read.
 
     Without an output, a dry run names outputs in a folder next to it.
     """
     from lora_inspect.cli.progress_bar import progress_bar
     from lora_inspect.converting.standard_fix import output_ending
-    from lora_inspect.ops.folder import find_in_folder, make_in_folder
+    from lora_inspect.ops.folder import find_in_folder, find_unread_refusal, make_in_folder
     from lora_inspect.ops.resize import plan_resize, planned_result
     from lora_inspect.ops.resize import resize as resize_planned
     from lora_inspect.programs import PROGRAMS
@@ -105,6 +105,9 @@ def _resize_folder(
         terminal.json_text(records)
     else:
         _tell(outcomes, "would be resized" if dry_run else "resized")
+    unread = {one.path for one in found if one.is_unread}
+    if refusal := find_unread_refusal(folder, [one.path for one in found], unread):
+        failures[folder] = terminal.failure(folder, refusal)
     terminal.exit_with(failures)
 
 

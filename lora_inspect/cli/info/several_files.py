@@ -43,6 +43,7 @@ from lora_inspect.errors import (
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.discovery import PEFT_WEIGHTS, set_of, stored_bytes
 from lora_inspect.files.file_types import PICKLE_ENDINGS
+from lora_inspect.ops.folder import find_unread_refusal
 from lora_inspect.ops.scan import scan_files
 from lora_inspect.programs import PROGRAMS
 from lora_inspect.programs.verdict import NO_MODELS, SAME, UNJUDGED, VERDICTS
@@ -278,7 +279,7 @@ class _Entry(NamedTuple):
 
 
 def info_of_several(arguments: Sequence[InfoArgument], modules: bool, json: bool, options: FolderOptions) -> None:
-    """Read all files of the arguments and print them; exit with 1 or 3 if one cannot be read."""
+    """Read all files of the arguments and print them; exit with 1 or 3 if one, or a whole folder, cannot be read."""
     names = _names(arguments)
     counts = Counter({_WITHOUT: sum(argument.others for argument in arguments)})
     with bar_below("Reading", len(names)) as bar:
@@ -301,8 +302,13 @@ def info_of_several(arguments: Sequence[InfoArgument], modules: bool, json: bool
         if options.program:
             _print_totals(_totals_of_program(counts, options.program))
         _print_totals(_totals(counts, with_states=not options.program))
+    refusals = [find_unread_refusal(one.path, one.files, one.unread) for one in arguments if one.is_collection]
+    for refusal in filter(None, refusals):
+        terminal.error(str(refusal))
     if counts[_BROKEN]:
         sys.exit(FAILED_STATUS if counts[_LOST] else REFUSED_STATUS)
+    if any(refusals):
+        sys.exit(REFUSED_STATUS)
     if options.fail_on and (counts[_WRONG] or (options.fail_on == ON_UNTESTED and counts[_UNTESTED])):
         sys.exit(REFUSED_STATUS)
 
