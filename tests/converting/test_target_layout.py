@@ -449,3 +449,29 @@ def test_the_scale_that_goes_into_the_factors_of_a_fused_layer_is_recorded(run, 
         3 * tensors[f"transformer.{p}.lora_B.weight"] @ tensors[f"transformer.{p}.lora_A.weight"] for p in (Q, K, V)
     ]
     torch.testing.assert_close(change, torch.cat(parts))
+
+
+# Attention of the image stream in names of kohya: FLUX.1 and Chroma have img_attn.proj, HunyuanVideo img_attn_proj.
+ATTENTION = "lora_unet_double_blocks_0_img_attn_proj"
+
+
+@pytest.mark.parametrize("request_", [["--to", "diffusers"], ["--layout", "diffusers"]], ids=["names", "layout"])
+def test_module_of_several_families_is_ambiguous(request_, run, write_safetensors, tmp_path):
+    file = write_safetensors(module(ATTENTION, 3072, 3072, "kohya", 2.0))
+    ended = run("convert", file, *request_, "-o", tmp_path / "o.safetensors", "--json")
+    assert (ended.status, json.loads(ended.stdout)["code"]) == (1, "ambiguous")
+    assert f"{ATTENTION} is ambiguous: it may be a module of FLUX.1, Chroma, " in ended.stderr
+    assert "--architecture flux, chroma, " in ended.stderr
+    assert "is no module of" not in ended.stderr
+    assert not (tmp_path / "o.safetensors").exists()
+    named = run("convert", file, *request_, "--architecture", "flux", "-o", tmp_path / "o.safetensors")
+    assert named.status == 0, named.stderr
+    assert any("attn.to_out.0" in key or "attn_to_out_0" in key for key in load_file(tmp_path / "o.safetensors"))
+
+
+def test_module_of_no_candidate_family_is_refused(run, write_safetensors, tmp_path):
+    names = ["lora_unet_odd", *(f"lora_unet_double_blocks_{at}_img_attn_proj" for at in range(12))]
+    tensors = {key: tensor for name in names for key, tensor in module(name, 3072, 3072, "kohya", 2.0).items()}
+    ended = run("convert", write_safetensors(tensors), "--to", "diffusers", "-o", tmp_path / "o.safetensors", "--json")
+    assert (ended.status, json.loads(ended.stdout)["code"]) == (1, "refused")
+    assert "lora_unet_odd is no module of FLUX.1, Chroma" in ended.stderr

@@ -28,6 +28,7 @@ from lora_inspect.reading.identify import certain_correspondence, described, wit
 from lora_inspect.reading.keys.suffixes import MODELS
 from lora_inspect.reading.model.contribution import Module
 from lora_inspect.schemes.record import MODEL, ModuleName
+from lora_inspect.sentences import listed
 
 
 class TargetLayout(Protocol):
@@ -198,11 +199,12 @@ def destinations(
 ) -> tuple[Destination, ...]:
     """Return the modules of the output at the `target`, or as they are in the input without one.
 
-    Raises LoraInspectError for a module without a counterpart, or if two have one name.
+    Raises LoraInspectError for a module without a counterpart, for one whose family is open, or if two have one name.
     """
     if target is None:
         return tuple(Destination(module, (Source(module),)) for module in adapter.modules.values())
     named = with_paths(adapter, families)
+    _check_paths(named, target, families)
     moved: dict[tuple[str, str], list[_Moved]] = defaultdict(list)
     try:
         for module in named.modules.values():
@@ -223,6 +225,32 @@ def destinations(
     return found
 
 
+def _check_paths(adapter: Adapter, target: Target, families: Sequence[Detection]) -> None:
+    """Raise LoraInspectError for the first module of the model without a path, unless it keeps its name.
+
+    It is ambiguous if it has one in some of the `families`.
+    """
+    for key, module in adapter.modules.items():
+        if module.name.component not in MODELS or module.path is not None or module.name.scheme == target.keeps:
+            continue
+        alone = adapter._replace(modules={key: module})
+        placed = [family for family in families if with_paths(alone, [family]).modules[key].path is not None]
+        if placed:
+            choices = dict.fromkeys(family.architecture.name for family in placed)
+            raise AmbiguousError(
+                adapter.checkpoint.path,
+                f"{module.name.key} is ambiguous: it may be a module of {described(placed)}, and its place in "
+                f"{target.title} depends on which",
+                f"choose one with --architecture {listed(list(choices), 'or')}",
+            )
+        raise RefusedError(
+            adapter.checkpoint.path,
+            f"{module.name.key} is no module of {target.family}, so lora-inspect does not know its place in "
+            f"{target.title}",
+            target.way_out,
+        )
+
+
 class _Moved(NamedTuple):
     """One module on its way into another one, by the link that leads there; None if only its name changes."""
 
@@ -237,16 +265,9 @@ def _moves(module: Module, target: Target, adapter: Adapter) -> Iterator[_Moved]
         yield _Moved(module._replace(name=target.rename_encoder(module), respelled=target.respells), module, None)
         return
     path = module.path
-    if path is None and module.name.scheme == target.keeps:
+    if path is None:
         yield _Moved(module._replace(respelled=target.respells), module, None)
         return
-    if path is None:
-        raise RefusedError(
-            adapter.checkpoint.path,
-            f"{module.name.key} is no module of {target.family}, so lora-inspect does not know its place in "
-            f"{target.title}",
-            target.way_out,
-        )
     links = target.layout.links(path)
     if (parameter := by_its_name(module)) and (target.respells or target.layout.links(parameter[1])):
         module, path = parameter
