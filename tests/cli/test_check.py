@@ -166,6 +166,13 @@ class TestJson:
             assert [record["numbers_read"] for record in records] == [is_read] * 2
             assert [problem["code"] for problem in records[1]["problems"]] == codes
 
+    @pytest.mark.parametrize("options", [[], ["--tensors"]])
+    def test_fixed_copy_states_numbers_read(self, options, run, adapter, tmp_path):
+        words = ["check", adapter(WARNING), "--fix", "-o", tmp_path / "out.safetensors", "--force", *options]
+        clean = "no problems" if options else "no problem in the header; --tensors reads the numbers"
+        assert f"out.safetensors: {clean}\n" in run(*words).stdout
+        assert run(*words, "--json").json["numbers_read"] is bool(options)
+
     def test_record_of_unreadable_file_states_no_numbers_read(self, run, tmp_path):
         (tmp_path / "a.safetensors").write_bytes(b"\0")
         ended = run("check", tmp_path / "a.safetensors", "--json", "--tensors")
