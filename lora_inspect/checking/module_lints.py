@@ -20,14 +20,13 @@ _MAGNITUDE = ".dora_scale"
 
 
 def no_adapter(subject: Subject) -> Iterator[RawProblem]:
-    """Yield a problem for a file that is no adapter: only its header, metadata and hashes can be checked."""
+    """Yield a problem for a file that is no adapter: only its header, metadata, hashes and numbers can be checked."""
     if not subject.is_adapter and subject.checkpoint.files:
         what = "a base" if subject.kind == "base" else "neither an adapter nor a base"
         if not subject.families and (title := other_model(subject.checkpoint.tensors)):
             what = f"no adapter ({title})"
-        yield RawProblem(
-            "not-an-adapter", f"it is {what}, so check covers only its header, its metadata and its hashes"
-        )
+        covered = "its header, its metadata and its hashes, and with --tensors its numbers"
+        yield RawProblem("not-an-adapter", f"it is {what}, so check covers only {covered}")
 
 
 def flat_magnitudes(subject: Subject) -> Iterator[RawProblem]:
