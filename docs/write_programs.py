@@ -70,12 +70,11 @@ NAMES = """# Names that {who} loads
 
 `lora-inspect convert FILE --to PROGRAM` keeps names that a program loads, or writes such names.
 `docs/write_programs.py` writes this page; [the legend](programs.md#cells) explains the cells. The files are plain LoRA
-of every layer in the blocks of the model, and of no other layer. The columns are the
-[naming schemes](converting_for_programs.md#naming-schemes), over the
-layout of their programs: `bare` has no prefix, `dif` the paths of diffusers instead. `A/B` has factors spelled `lora_A`
-and not `lora_down`, and `d/u` the other way round; `diffusers`, `bare` and `peft` are A/B, and `peft` has its config.
-An empty cell is a family without such names. A missing column is not tested. The program has no models of a missing
-family, or nobody tested them.
+of every layer in the blocks of the model, and of no other layer. The columns are the [naming
+schemes](converting_for_programs.md#naming-schemes), over the layout of their programs: `bare` has no prefix, `dif` the
+paths of diffusers instead. `A/B` has factors spelled `lora_A` and not `lora_down`, and `d/u` the other way round;
+`diffusers`, `bare` and `peft` are A/B, and `peft` has its config. An empty cell is a family without such names. A
+missing column is not tested. The program has no models of a missing family, or nobody tested them.
 """
 KINDS_HEAD = """# Kinds of adapters that {who} applies
 

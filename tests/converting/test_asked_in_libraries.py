@@ -49,7 +49,9 @@ def test_every_layer_of_a_model(target, family, scheme, kind, run, tmp_path):
         assert ended.status == 0, ended.stderr
     meant, loaded = model(family), model(family)
     merged_into(meant, tmp_path / "merged.safetensors")
-    assert library.load(family, loaded, out) == len(tensors_in(out)) > 0
+    # diffusers puts the alphas of names that it renames into the factors.
+    factors = [key for key in tensors_in(out) if target != "diffusers" or not key.endswith(".alpha")]
+    assert library.load(family, loaded, out) == len(factors) > 0
     before, after = outputs(plain, layers(plain)), outputs(meant, layers(meant))
     assert distance(outputs(loaded, layers(plain)), after) < 1e-5
     assert all(distance({path: before[path]}, {path: after[path]}) > 1e-3 for path in shapes)

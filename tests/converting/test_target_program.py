@@ -116,3 +116,15 @@ def test_the_way_out_to_plain_lora_is_named_where_it_leads_there(run, tmp_path):
         assert "HiRA" in refusal
         named[kind] = "--algorithm lora" in refusal
     assert list(named.values()) == [True, False]
+
+
+def test_refused_component_is_offered_to_leave_out(tmp_path, run):
+    """nunchaku loads no text encoder, and diffusers' names have no difference of T5's norms."""
+    module, norm = "lora_unet_double_blocks_0_img_attn_proj", "lora_te3_encoder_block_0_layer_0_layer_norm"
+    tensors = {f"{module}.lora_down.weight": torch.ones(1, 3072), f"{module}.lora_up.weight": torch.ones(3072, 1)}
+    save_file(
+        tensors | {f"{norm}.diff": torch.ones(4096)}, tmp_path / "in.safetensors", {"ss_base_model_version": "flux1"}
+    )
+    command = ("convert", tmp_path / "in.safetensors", "--to", "nunchaku", "-o", tmp_path / "out.safetensors")
+    assert "leave text_encoder_3 out with --only model" in run(*command).refusal
+    assert run(*command, "--only", "model").status == 0

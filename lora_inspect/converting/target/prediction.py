@@ -23,7 +23,8 @@ def predict_output(adapter: Adapter, destinations: Sequence[Destination], option
     """Return the output of the `adapter` before it is written, or None if headers do not determine it.
 
     They do not if a config will give the scale, or if layers of experts move. The tensors have their output names, but
-    no bytes in a file. Raises LoraInspectError if rows have to be moved that cannot be.
+    no bytes in a file. LoRA that is still to be computed has the ranks 1 and 2 in turn, so that no verdict depends on
+    equal ranks. Raises LoraInspectError if rows have to be moved that cannot be.
     """
     if any(carrier_of(one.module) not in (ALPHA, FACTORS) or one.experts for one in destinations):
         return None
@@ -47,20 +48,34 @@ class _Kinds:
         modules = group_equal(adapter.modules)
         self._numbers = dict(zip(modules, modules.likeness.numbers, strict=True))
         self._known: dict[tuple[Any, ...], int] = {}
+        self._open_ranks = 0
         self.firsts: list[Module] = []
 
     def place_of(self, destination: Destination) -> int:
         """Return the place of its kind among the firsts; raise LoraInspectError if its rows cannot be moved."""
-        traits = self._traits(destination)
+        traits, rank = self._traits(destination), self._next_open_rank(destination)
+        if traits and rank:
+            traits += (rank,)
         if traits in self._known:
             return self._known[traits]
         if not _is_arrangeable(destination, self._options):
             raise RefusedError(self._adapter.checkpoint.path, "the rows of some layer cannot be split or joined")
-        self.firsts.append(_module(destination, self._options))
+        self.firsts.append(_module(destination, self._options, rank))
         place = len(self.firsts) - 1
         if traits and _is_plainly_named(destination.sources[0].module):
             self._known[traits] = place
         return place
+
+    def _next_open_rank(self, destination: Destination) -> int | None:
+        """Return a rank for the LoRA that is computed for the layer, in turn 1 and 2; None if none is."""
+        options = self._options
+        if options.algorithm is None and options.base is None:
+            return None
+        origins = (one for source in destination.sources for one in source.module.contributions)
+        if not any(_has_open_rank(one, _written(one, options), options) for one in origins):
+            return None
+        self._open_ranks += 1
+        return 2 - self._open_ranks % 2
 
     def _traits(self, destination: Destination) -> tuple[Any, ...]:
         """Return all that decides a module that only gets another name, but for name and path; empty for any other."""
@@ -139,17 +154,23 @@ def _becomes_near(origin: Contribution, options: ConvertOptions) -> bool:
     return origin.magnitude is not None and bool(options.base) and not options.keep_dora
 
 
+def _has_open_rank(origin: Contribution, algorithm: Algorithm, options: ConvertOptions) -> bool:
+    """Return True if it becomes LoRA of a rank that headers do not tell."""
+    return algorithm.has_alpha and (algorithm is not origin.algorithm or _becomes_near(origin, options))
+
+
 def _keeps_magnitude(origin: Contribution, algorithm: Algorithm, options: ConvertOptions) -> bool:
     is_kept = algorithm.decomposes and not (_becomes_near(origin, options) or options.drop_magnitude)
     return is_kept and origin.magnitude is not None
 
 
-def _module(destination: Destination, options: ConvertOptions) -> Module:
+def _module(destination: Destination, options: ConvertOptions, open_rank: int | None) -> Module:
+    """Return the module of the output; `open_rank` is the rank of LoRA whose rank headers do not tell."""
     module = destination.module
     own = [c for source in destination.sources for c in source.module.contributions]
     # Parts that are put together become one change of each kind.
     rows = destination.rows
-    found = {one.algorithm.name: one for one in (_contribution(module, c, rows, options) for c in own)}
+    found = {one.algorithm.name: one for one in (_contribution(module, c, rows, options, open_rank) for c in own)}
     contributions = tuple(found.values())
     has_alpha = carrier_of(module) == ALPHA and any(_has_alpha(module, one) for one in contributions)
     alpha = TensorInfo(alpha_key(module), "F32", (), "", 0, 4) if has_alpha else None
@@ -163,7 +184,9 @@ def _has_alpha(module: Module, contribution: Contribution) -> bool:
     return algorithm.has_alpha and (contribution.rank is not None or module.alpha is not None or is_asked)
 
 
-def _contribution(module: Module, origin: Contribution, rows: int | None, options: ConvertOptions) -> Contribution:
+def _contribution(
+    module: Module, origin: Contribution, rows: int | None, options: ConvertOptions, open_rank: int | None
+) -> Contribution:
     algorithm = _written(origin, options)
     factors = {
         role: info._replace(
@@ -175,8 +198,10 @@ def _contribution(module: Module, origin: Contribution, rows: int | None, option
     is_scaled = algorithm is origin.algorithm or algorithm.has_alpha
     scale = origin.scale if carrier_of(module) == ALPHA and is_scaled else 1.0
     is_kept = _keeps_magnitude(origin, algorithm, options)
-    # What becomes LoRA has the rank of its predicted factors.
-    rank = origin.rank if algorithm is origin.algorithm else 1 if algorithm.has_alpha else None
+    if _has_open_rank(origin, algorithm, options):
+        rank = open_rank or 1
+    else:
+        rank = origin.rank if algorithm is origin.algorithm else None
     return origin._replace(
         module=module.name,
         algorithm=algorithm,
