@@ -198,10 +198,9 @@ def _contribution(
     is_scaled = algorithm is origin.algorithm or algorithm.has_alpha
     scale = origin.scale if carrier_of(module) == ALPHA and is_scaled else 1.0
     is_kept = _keeps_magnitude(origin, algorithm, options)
+    rank = origin.rank if algorithm is origin.algorithm else None
     if _has_open_rank(origin, algorithm, options):
-        rank = open_rank or 1
-    else:
-        rank = origin.rank if algorithm is origin.algorithm else None
+        rank = open_rank
     return origin._replace(
         module=module.name,
         algorithm=algorithm,
