@@ -179,7 +179,7 @@ def wake_thread(thread: int, number: int) -> None:
     if hasattr(signal, "pthread_kill"):
         signal.pthread_kill(thread, number)
     else:
-        _thread.interrupt_main(number)
+        _thread.interrupt_main(signal.Signals(number))
 
 
 def usable_cores() -> int:
