@@ -323,6 +323,16 @@ def test_nothing_at_all_is_a_look_at_the_file(run):
     assert run(*shlex.split(command_of(shown))[1:]).status == 0
 
 
+def test_stack_of_zero_factors_recommends_look_at_file(run):
+    for name in "zy":
+        write(name, plus((0.0, A)))
+    shown = run("compare", "z.safetensors", "y.safetensors")
+    assert shown.status == 0
+    assert shown.stdout.splitlines()[-2] == "recommended: they change nothing: look at the files"
+    record = json.loads(run("compare", "z.safetensors", "y.safetensors", "--json").stdout)
+    assert record["norm"] == [0.0, 0.0]
+
+
 def test_names_that_are_taken_or_that_a_shell_would_read_are_no_trouble(run):
     write("-a b", A)
     write("it's", B)

@@ -87,7 +87,8 @@ def peaks_of(
 ) -> list[Peaks]:
     """Return the peaks of weights with changes in shared bases; `sums` (n, k, l) are the sums of the changes."""
     wide = sums if sums.shape[1] <= sums.shape[2] else sums.swapaxes(1, 2)
-    squares = numpy.linalg.eigvalsh(wide @ wide.swapaxes(1, 2))[:, ::-1] if wide.size else sums[:, :0, 0]
+    # Changes without a direction share bases without a column.
+    squares = numpy.linalg.eigvalsh(wide @ wide.swapaxes(1, 2))[:, ::-1] if wide.size else numpy.zeros((len(sums), 0))
     values = numpy.sqrt(numpy.maximum(squares, 0.0))
     found = numpy.zeros((len(names), count + 1, 2))
     for place, own in zip((*there, count), (*(one.values for one in changes), values), strict=True):
