@@ -29,9 +29,10 @@ class Option(NamedTuple):
     """An option: the kind of its values, its help, and the facts that its kind needs.
 
     `help` and `choices` may be functions, called when they are shown. `metavar` names the value in the help. An integer
-    is at least `least`; a number is any finite one, or a `share`, from 0 to below 1. `wrong` says of a number or a text
-    why it is no value of the option, as the end of a sentence that begins with it, or nothing. `titles` returns the
-    titles of choices by their names; such a choice may be given in another spelling.
+    is at least `least`; a number is any finite one, or a `share`, from 0 to below 1. `takes_whole` says that a Python
+    program may give a whole number for a text. `wrong` says of a number or a text why it is no value of the option, as
+    the end of a sentence that begins with it, or nothing. `titles` returns the titles of choices by their names; such a
+    choice may be given in another spelling.
     """
 
     kind: str
@@ -42,6 +43,7 @@ class Option(NamedTuple):
     share: bool = False
     wrong: Callable[[Any], str | None] = lambda value: None
     titles: Callable[[], Mapping[str, str]] | None = None
+    takes_whole: bool = False
 
     @property
     def chosen_from(self) -> Collection[str]:
@@ -109,9 +111,11 @@ def flag(says: str, default: bool = False) -> Any:
     return _field(Option(FLAG, says), default)
 
 
-def text(metavar: str, says: str, wrong: Callable[[str], str | None] = lambda value: None) -> Any:
+def text(
+    metavar: str, says: str, wrong: Callable[[str], str | None] = lambda value: None, takes_whole: bool = False
+) -> Any:
     """Return an option with any text that is not `wrong`."""
-    return _field(Option(TEXT, says, metavar, wrong=wrong))
+    return _field(Option(TEXT, says, metavar, wrong=wrong, takes_whole=takes_whole))
 
 
 def path(metavar: str, says: str) -> Any:

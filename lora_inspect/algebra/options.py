@@ -97,7 +97,10 @@ class RankRequest:
     )
     max_error: float | None = option.share("Lowest rank with at most this relative error in each module, such as 0.1.")
     size: str | None = option.text(
-        "SIZE", "Ranks of the least error in a file of at most this size, such as 200MB or 1.5GB.", _wrong_size
+        "SIZE",
+        "Ranks of the least error in a file of at most this size, such as 200MB or 1.5GB.",
+        _wrong_size,
+        takes_whole=True,
     )
     max_rank: int | None = option.whole(
         "Highest rank of any module, with or without --energy, --max-error or --size.", least=1

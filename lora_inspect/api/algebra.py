@@ -42,7 +42,7 @@ class ResizeKeywords(ChoiceKeywords, total=False):
     rank: int | None
     energy: float | None
     max_error: float | None
-    size: str | None
+    size: int | str | None
     max_rank: int | None
     to: str | None
     model_config: StrPath | None

@@ -348,7 +348,7 @@ def _value(one: Declared, given: Any) -> Any:
     if option.kind == FLAG or (given is None and one.default is None):
         return given
     if option.kind == TEXT:
-        return _right(one, _text(name, given))
+        return _right(one, _text(name, given, option.takes_whole))
     if option.kind == PATH:
         return path_of(given)
     if option.kind == CHOICE:
@@ -372,9 +372,12 @@ def _dtype(name: str, given: "str | torch.dtype") -> str:
     return DTYPE_NAMES[chosen(name, str(given).removeprefix("torch."), DTYPE_NAMES)]
 
 
-def _text(name: str, given: str) -> str:
+def _text(name: str, given: object, takes_whole: bool) -> str:
+    if takes_whole and isinstance(given, int) and not isinstance(given, bool):
+        return str(given)
     if not isinstance(given, str):
-        raise TypeError(f"{name} must be a str, not {given!r}")
+        kinds = "a str or an int" if takes_whole else "a str"
+        raise TypeError(f"{name} must be {kinds}, not {given!r}")
     if not is_unicode(given):
         raise ValueError(f"{name} is {given!r}, which is not text in UTF-8")
     return given

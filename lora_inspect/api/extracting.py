@@ -31,7 +31,7 @@ class ExtractKeywords(TypedDict, total=False):
     rank: int | None
     energy: float | None
     max_error: float | None
-    size: str | None
+    size: int | str | None
     max_rank: int | None
     to: str | None
     dtype: "str | torch.dtype | None"

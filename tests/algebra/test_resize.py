@@ -1,6 +1,7 @@
 """`resize`: larger ranks that change nothing, smaller ones that are the best, and RS-LoRA that stays RS-LoRA."""
 
 import json
+import os
 
 import pytest
 import torch
@@ -151,3 +152,17 @@ def test_every_file_of_a_folder(run, tmp_path):
     for seed, (_, meant) in enumerate(made, 1):
         best = tails(meant, dict.fromkeys(meant, 2))
         assert relative(read(tmp_path / "out" / f"{seed}.safetensors"), meant) == pytest.approx(best, rel=1e-6)
+
+
+def test_size_int_bounds_bytes_of_file(tmp_path):
+    path, _ = kohya(tmp_path / "a.safetensors", 1, 16)
+    result = resize(path, tmp_path / "out.safetensors", size=9_000)
+    assert os.path.getsize(tmp_path / "out.safetensors") == result.bytes <= 9_000
+    assert result.ranks == resize(path, None, size="9kB").ranks
+
+
+@pytest.mark.parametrize(("size", "error"), [(True, TypeError), (9e3, TypeError), (0, ValueError), (-1, ValueError)])
+def test_size_without_bytes_raises(size, error, tmp_path):
+    path, _ = kohya(tmp_path / "a.safetensors", 1, 4)
+    with pytest.raises(error, match="size"):
+        resize(path, None, size=size)
