@@ -288,6 +288,11 @@ def _of_method(request: CombineRequest) -> str | None:
         return f"--method {method.name} has no {_flag(other)}; leave it out."
     if "density" in method.settings and request.density is None:
         return f"--method {method.name} needs --density, the share of the numbers that is kept, such as 0.5."
+    if request.calibrate == SVC and not method.has_directions:
+        return (
+            f"--method {method.name} makes all singular values equal, so --calibrate {SVC} has no directions to count; "
+            f"leave it out, or take --calibrate {ENERGY}."
+        )
     return None
 
 

@@ -65,11 +65,13 @@ def iso_c(pairs):
 
 def divisors(changes):
     left, values, right = svd(sum(changes))
+    squares = [numpy.square(left.T @ change).sum(axis=1) for change in changes]
+    least_square = 1e-12 * numpy.max(squares)
     shares = []
     for at in range(len(values)):
         whole = values[at] * right[at]
         parts = [left[:, at] @ change for change in changes]
-        shares.append(numpy.mean([max(1.0, whole @ part / max(part @ part, 1e-12)) for part in parts]))
+        shares.append(numpy.mean([max(1.0, whole @ part / max(part @ part, least_square)) for part in parts]))
     return left, values, right, numpy.array(shares)
 
 

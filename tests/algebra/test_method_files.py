@@ -246,6 +246,11 @@ def test_the_note_on_bases_counts_the_modules_without_one(tmp_path):
     [
         (["--method", "tsv", "--density", "0.5"], "--method tsv has no --density; leave it out."),
         (["--method", "sum", "--seed", "1"], "--method sum has no --seed; leave it out."),
+        (
+            ["--method", "iso-c", "--calibrate", "svc"],
+            "--method iso-c makes all singular values equal, so --calibrate svc has no directions to count; leave it "
+            "out, or take --calibrate energy.",
+        ),
         (["--method", "ties"], "--method ties needs --density, the share of the numbers that is kept, such as 0.5."),
         (["--method", "ties", "--density", "0"], "0 is no share, which is above 0 and at most 1."),
         (["--method", "slerp", "--t", "2"], "2 is no place between two adapters, which is from 0 to 1."),

@@ -146,6 +146,13 @@ def test_what_three_adapters_share_is_divided_by_how_often_they_count_it():
     assert apart(again, found) < 1e-12
 
 
+@pytest.mark.parametrize("size", [1.0, 1e-3, 1e-9])
+def test_svc_equal_adapters_of_any_size_give_single_adapter(size):
+    up, down = drawn(1)
+    pair = size * up, down
+    assert apart(merged("svc", [pair, pair]), size * up @ down) < 1e-9
+
+
 @pytest.mark.parametrize("name", known_methods())
 def test_a_cap_and_a_factor_act_on_the_result(name):
     pairs = STACKS["two"]

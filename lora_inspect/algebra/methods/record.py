@@ -14,8 +14,8 @@ from lora_inspect.fast_namedtuple import NamedTuple
 
 # A number below this share of the largest one is the rounding of zero.
 _ZERO = 1e-12
-# The least square of an input's part that SVC divides by.
-_LEAST = 1e-12
+# The least square that SVC divides by, as a share of the largest square of an input in any direction.
+_LEAST_SQUARE = 1e-12
 
 
 class MethodSettings(NamedTuple):
@@ -39,8 +39,9 @@ class Method(NamedTuple):
 
     `settings` are its settings among density, t and seed. `in_numbers` is True if it uses single numbers of a core, so
     that another pair of bases gives another result, and `is_linear` if its result is a sum of the inputs times numbers.
-    `inputs` is the number that it takes, None for any number. `conventions` are its differences from the paper or from
-    other programs.
+    `has_directions` is False if all singular values of its result are equal, so that its singular vectors are
+    arbitrary. `inputs` is the number that it takes, None for any number. `conventions` are its differences from the
+    paper or from other programs.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Method(NamedTuple):
     settings: tuple[str, ...] = ()
     in_numbers: bool = False
     is_linear: bool = False
+    has_directions: bool = True
     inputs: int | None = None
     conventions: str = ""
 
@@ -136,17 +138,16 @@ def truncated_svd(core: Array, rounding: float) -> tuple[Array, Array, Array]:
 def accumulation(merged: Array, left: Array, cores: Sequence[Array]) -> Array:
     """Return η_r of each column u_r of `left`: how often the inputs count its direction in the merged core.
 
-    η_r is the mean over the inputs of max(1, <a, a_i> / ‖a_i‖²), with a = u_rᵀ M and a_i = u_rᵀ M_i.
+    η_r is the mean over the inputs of max(1, <a, a_i> / ‖a_i‖²), with a = u_rᵀ M and a_i = u_rᵀ M_i. The least ‖a_i‖²
+    is relative, so that η does not depend on the size of all cores together.
     """
     projected = left.T @ merged
     parts = [left.T @ core for core in cores]
-    squares = [numpy.square(part).sum(axis=1) for part in parts]
-    shares = [
-        (projected * part).sum(axis=1) / numpy.maximum(square, _LEAST)
-        for part, square in zip(parts, squares, strict=True)
-    ]
-    found: Array = numpy.mean(numpy.maximum(shares, 1.0), axis=0)
-    return found
+    squares = numpy.square(parts).sum(axis=2)
+    least_square = max(_LEAST_SQUARE * float(squares.max(initial=0.0)), numpy.finfo(numpy.float64).tiny)
+    products = (projected * parts).sum(axis=2)
+    accumulations: Array = numpy.maximum(products / numpy.maximum(squares, least_square), 1.0).mean(axis=0)
+    return accumulations
 
 
 def calibrated(merged: Array, cores: Sequence[Array], rounding: float) -> Array:

@@ -23,6 +23,7 @@ METHOD = Method(
     paper="Marczak et al. 2025, arXiv 2502.04959",
     formula="U mean(S) Vᵀ with U S Vᵀ = Σ D_i",
     merge=merge,
+    has_directions=False,
     conventions=(
         "The mean is over the numerical rank of the sum. The paper's is over all singular values of a weight, most of "
         "which are 0 for a LoRA, so that its λ means another strength."

@@ -8,5 +8,7 @@ METHOD = Method(
     paper="arXiv 2602.05536",
     formula="U diag(S_r / η_r) Vᵀ, η_r = mean_i max(1, <u_rᵀ M, u_rᵀ M_i> / ‖u_rᵀ M_i‖²)",
     merge=lambda cores, settings, name: calibrated(total(cores), cores, settings.rounding),
-    conventions="An input without the direction counts 1. `--calibrate svc` does the same after any other method.",
+    conventions=(
+        "An input without the direction counts 1. `--calibrate svc` does the same after any other method but `iso-c`."
+    ),
 )
