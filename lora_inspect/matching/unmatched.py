@@ -37,6 +37,8 @@ from lora_inspect.sentences import listed
 
 HEADS = ("lm_head", "embed_out")
 EMBEDDINGS = ("embed_tokens", "wte", "embed_in", "shared")
+# The only embedding whose factors PEFT gives to a tied head too, by its EMBEDDING_LAYER_NAMES.
+TIED_BY_PEFT = "embed_tokens"
 
 
 def has_head(base: Checkpoint) -> bool:

@@ -36,6 +36,7 @@ from lora_inspect.merging.storage import RequestedDtypes, Storage, plan_storage,
 from lora_inspect.reading.adapter import Adapter, read_adapter
 from lora_inspect.reading.ambiguous_options import ModuleFilter, Multipliers, read_settled
 from lora_inspect.reading.base.base_codecs import open_weights
+from lora_inspect.reading.base.model_config import names_head
 from lora_inspect.reading.base.named_model import other_model_note
 from lora_inspect.reading.embeddings import in_words
 from lora_inspect.reading.file_info import ADAPTER, kind_of
@@ -142,10 +143,6 @@ def residual_notes(folds: Iterable[Fold], base: Checkpoint) -> list[str]:
     ]
 
 
-# What transformers calls models with a head.
-_CLASSES = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
-
-
 def check_tied(base: Checkpoint, side_files: SideFiles, folds: Mapping[str, Sequence[Fold]]) -> list[str]:
     """Return sentences on changed embeddings that a head shares.
 
@@ -183,8 +180,7 @@ def _trains_one(fold: Fold) -> bool:
 def _is_of_a_head(side_files: SideFiles) -> bool:
     """Return True if the config next to a base names a model with a head."""
     config = read_config(side_files)
-    names = config.get("architectures") if config else None
-    return isinstance(names, list) and any(isinstance(name, str) and name.endswith(_CLASSES) for name in names)
+    return config is not None and names_head(config)
 
 
 @dataclass(frozen=True, slots=True)

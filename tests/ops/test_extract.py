@@ -245,6 +245,70 @@ def test_of_a_language_model_peft_loads_the_folder(name, tmp_path):
     assert max(off(folded(tmp_path, other, out), tuned, base).values()) < 1e-5
 
 
+def tied_model(family, is_tied):
+    """A tiny model of transformers; with `is_tied` its head has no weight of its own."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import transformers
+
+        sizes = {"hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 2,
+                 "num_key_value_heads": 1, "vocab_size": 60, "head_dim": 12}  # fmt: skip
+        config = getattr(transformers, f"{family}Config")(tie_word_embeddings=is_tied, **sizes)
+        torch.manual_seed(3)
+        return getattr(transformers, f"{family}ForCausalLM")(config).eval()
+
+
+def check_tuned_model_comes_back(family, is_tied, folder, **options):
+    """Extract the change of all matrices; PEFT's logits, our merge and `verify` give the tuned model."""
+    from peft import PeftModel
+
+    base, tuned = tied_model(family, is_tied), tied_model(family, is_tied)
+    changed = tuned_of(dict(tuned.named_parameters()), vectors=0.0)
+    with torch.no_grad():
+        for name, parameter in tuned.named_parameters():
+            parameter.copy_(changed[name])
+    paths = [str(folder / name) for name in ("tuned", "base", "out", "merged")]
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        tuned.save_pretrained(paths[0])
+        base.save_pretrained(paths[1])
+        lora_inspect.extract(*paths[:3], **options)
+        tokens = torch.arange(8)[None]
+        tuned_logits, base_logits = tuned(tokens).logits, base(tokens).logits
+        peft_logits = PeftModel.from_pretrained(base, paths[2]).eval()(tokens).logits
+    assert float((peft_logits - tuned_logits).abs().max()) < 1e-4 * float((base_logits - tuned_logits).abs().max())
+    config = json.loads((folder / "out" / "adapter_config.json").read_text())
+    assert config.get("ensure_weight_tying", False) is is_tied
+    lora_inspect.merge(paths[1], [paths[2]], paths[3])
+    merged = load_file(folder / "merged" / "model.safetensors")
+    assert all(torch.allclose(merged[name], tensor, atol=1e-5) for name, tensor in changed.items())
+    assert lora_inspect.verify(paths[3], paths[1], [paths[2]]).ok
+
+
+@pytest.mark.parametrize("is_tied", [True, False], ids=["tied", "untied"])
+@pytest.mark.parametrize("family", ["Llama", "Qwen3"])
+def test_language_model_with_embedding_comes_back_in_peft(family, is_tied, tmp_path):
+    check_tuned_model_comes_back(family, is_tied, tmp_path, rank=RANK)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("to", [None, "peft", "vllm"])
+@pytest.mark.parametrize("rule", [{"rank": RANK}, {"energy": 1 - 1e-9}, {"max_error": 1e-5}], ids=str)
+@pytest.mark.parametrize("family", ["Llama", "Qwen3"])
+def test_tied_head_comes_back_by_any_rule(family, rule, to, tmp_path):
+    check_tuned_model_comes_back(family, True, tmp_path, to=to, **rule)
+
+
+def test_tied_embedding_of_other_name_has_no_tying_in_config(tmp_path):
+    network = language_model("GPT2LMHeadModel")
+    network.save_pretrained(tmp_path / "base")
+    with torch.no_grad():
+        network.transformer.wte.weight.add_(0.05)
+    network.save_pretrained(tmp_path / "tuned")
+    lora_inspect.extract(tmp_path / "tuned", tmp_path / "base", tmp_path / "out", rank=1)
+    assert "ensure_weight_tying" not in json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+
+
 # TGI raises at other ranks than 8, 16, 32 and so on.
 @pytest.mark.parametrize(
     ("to", "rank_axis", "rank"),

@@ -27,11 +27,14 @@ from lora_inspect.algebra.output.output_modules import FileError, Making, Writte
 from lora_inspect.algebra.output.streamed_file import bytes_behind
 from lora_inspect.algebra.results import ExtractResult, WorstModule
 from lora_inspect.errors import RefusedError
+from lora_inspect.files.checkpoint import Checkpoint
 from lora_inspect.files.input_file import check_unchanged
 from lora_inspect.files.safetensors.writer import TensorPlan
 from lora_inspect.files.temp_files import remove_leftovers
+from lora_inspect.matching.unmatched import shared_embedding
 from lora_inspect.maths.scaling import STANDARD
 from lora_inspect.progress import Progress, silent
+from lora_inspect.reading.base.model_config import config_beside
 from lora_inspect.reading.metadata.provenance import COMBINED_KEY
 from lora_inspect.reading.model.evidence import SCALE_KEY
 
@@ -45,12 +48,16 @@ _OF_CODES = "BF16"
 
 @dataclass(frozen=True, slots=True)
 class ExtractPlan:
-    """The modules of an extraction, from headers: both models, and the names of the output at `path`, None for none."""
+    """The modules of an extraction, from headers: both models, and the names of the output at `path`, None for none.
+
+    `ties_head` says that the base has one weight for a language model's head and its embedding.
+    """
 
     pair: ModelPair
     naming: Naming
     request: ExtractRequest
     path: str | None
+    ties_head: bool
 
     @property
     def modules(self) -> int:
@@ -64,10 +71,16 @@ def plan_extract(tuned: str, base: str, request: ExtractRequest, output: str | N
     `output` is the path that the user named, None where nothing is written. Raises LoraInspectError for any obstacle.
     """
     pair = open_pair(tuned, base)
-    plan = ExtractPlan(pair, named(pair, request), request, output)
+    plan = ExtractPlan(pair, named(pair, request), request, output, _ties_head(pair.base))
     if output is not None:
         _place(plan, plan.naming.matrices)
     return plan
+
+
+def _ties_head(base: Checkpoint) -> bool:
+    """Return True if a base has no weight for the head that its config names, so that the head uses the embedding's."""
+    config = config_beside(base) if shared_embedding(base) else None
+    return config is not None and config.may_tie_head
 
 
 def _place(plan: ExtractPlan, modules: Sequence[Extracted]) -> AdapterOutput:
@@ -79,6 +92,7 @@ def _place(plan: ExtractPlan, modules: Sequence[Extracted]) -> AdapterOutput:
         _UNNAMED,
         is_asked=True,
         target=plan.naming.target,
+        ties_head=plan.ties_head,
     )
 
 

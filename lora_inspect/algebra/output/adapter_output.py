@@ -38,6 +38,7 @@ from lora_inspect.files.outputs import (
 )
 from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.files.safetensors.writer import Content, TensorPlan, renamed
+from lora_inspect.matching.unmatched import TIED_BY_PEFT
 from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.model.contribution import Contribution
 from lora_inspect.reading.peft import peft_config
@@ -58,7 +59,8 @@ class AdapterOutput:
     `stabilises` scales by rank, alpha is √rank with the adapter's flags, else it is the rank. `passed` are tensors that
     stay as they are. The metadata get hashes that programs look up if `hashed` has one of their keys. `architecture` is
     llama.cpp's name of the model. `target` are the options of a conversion to the output's names, which may give all
-    modules one rank and name them otherwise in the config.
+    modules one rank and name them otherwise in the config. `ties_head` says that the base has one weight for a head and
+    its embedding.
 
     Raises LoraInspectError for names that no one output can have, and for a name that is meant for the other kind.
     """
@@ -76,8 +78,10 @@ class AdapterOutput:
         is_asked: bool = False,
         architecture: str = "",
         target: ConvertOptions | None = None,
+        ties_head: bool = False,
     ) -> None:
         self._first, self._modules, self._passed, self._hashed = first, modules, passed, hashed
+        self._ties_head = ties_head
         self._is_asked, self._architecture = is_asked, architecture
         self.alpha_of: Callable[[int], float] = math.sqrt if stabilises else float
         self._stabilises = stabilises
@@ -262,8 +266,11 @@ class AdapterOutput:
         parameters = {one.path for one in self._spellings.values() if one.is_of_parameter and one.path in ranks}
         stabilised = {"use_rslora": True} if self._stabilises else {}
         biased = {"lora_bias": True} if self._has_lora_bias() else {}
+        changes_embedding = any(path.rpartition(".")[2] == TIED_BY_PEFT for path in ranks)
+        # Without it PEFT changes the embedding, and not the head that shares its weight.
+        tied = {"ensure_weight_tying": True} if self._ties_head and changes_embedding else {}
         made = standard_config(config, ranks, alphas, False, parameters, self._is_asked, self._target.by_leaf)
-        return {**made, **stabilised, **biased}
+        return {**made, **stabilised, **biased, **tied}
 
     def _has_lora_bias(self) -> bool:
         """Return True if a module has a bias on LoRA's up layer, which PEFT loads only if its config says so."""
