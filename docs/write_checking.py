@@ -22,7 +22,7 @@ lora-inspect check loras/ --format sarif > problems.sarif
 the [problems that `info` reports](problems.md), with the same codes. It reads headers, metadata, alphas and flags, and
 the whole file if its metadata contain a hash; `--skip-hashes` compares none. `--tensors` reads all numbers, a few
 million at a time, and prints the norms of a single adapter by part and block ([info --norms](inspecting.md)). Settings
-after the path supply facts that the file does not state, as in every command: `adapter.safetensors:alpha=16`.
+after the path supply facts that the file does not state: `adapter.safetensors:alpha=16`.
 
 Each problem is one line, `path: severity code: sentence`, the most serious first; the line names `--fix` if that fixes
 it. A file without problems has one line: `no problem in the header`, or with `--tensors` `no problems`. Of several
@@ -45,9 +45,9 @@ lora-inspect check cast.safetensors --fix -o mended.safetensors
 `--fix` writes a copy in which every problem with one safe fix is fixed, and lists the changes and the remaining
 problems. Only tensors with a problem change. Hashes in the metadata are recomputed if the data they cover changed. The
 copy is re-read before it appears. It must have every module with its old rank and scale, and none of the fixed
-problems. Otherwise `--fix` writes nothing and exits with 1. If problems remain in a written copy, the status is still
-0; check OUT for these. `--fix` takes one file at a time, but no shards or GGUF. With nothing to fix, it exits with 1.
-The next run with the same OUT removes the temporary files of a killed one.
+problems. Otherwise `--fix` writes nothing and exits with 1. If problems remain in the copy, the status is still 0; check
+OUT. `--fix` takes a single file, no shards or GGUF. With nothing to fix, it exits with 1. The next run removes
+leftovers of killed ones.
 
 ## For programs
 

@@ -149,7 +149,7 @@ class TestHobbyist:
         counted = totals(shown)
         assert counted == {
             "adapters": len(ADAPTERS),
-            "fine": len(ADAPTERS) - len(CONVERTIBLE | DORA) - 4,
+            "fine by their headers": len(ADAPTERS) - len(CONVERTIBLE | DORA) - 4,
             # llama.cpp takes no root of llm/assistant; stable-diffusion.cpp misreads rank 1, that of sdxl/slider.
             "need convert": len(CONVERTIBLE | DORA) + 2,
             "info only": 1,

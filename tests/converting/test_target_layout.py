@@ -455,8 +455,13 @@ def test_the_scale_that_goes_into_the_factors_of_a_fused_layer_is_recorded(run, 
 ATTENTION = "lora_unet_double_blocks_0_img_attn_proj"
 
 
-@pytest.mark.parametrize("request_", [["--to", "diffusers"], ["--layout", "diffusers"]], ids=["names", "layout"])
-def test_module_of_several_families_is_ambiguous(request_, run, write_safetensors, tmp_path):
+# diffusers reads kohya's names of FLUX.1, so they stay once the family is known.
+@pytest.mark.parametrize(
+    ("request_", "key"),
+    [(["--to", "diffusers"], ATTENTION), (["--layout", "diffusers"], "attn_to_out_0")],
+    ids=["names", "layout"],
+)
+def test_module_of_several_families_is_ambiguous(request_, key, run, write_safetensors, tmp_path):
     file = write_safetensors(module(ATTENTION, 3072, 3072, "kohya", 2.0))
     ended = run("convert", file, *request_, "-o", tmp_path / "o.safetensors", "--json")
     assert (ended.status, json.loads(ended.stdout)["code"]) == (1, "ambiguous")
@@ -466,7 +471,7 @@ def test_module_of_several_families_is_ambiguous(request_, run, write_safetensor
     assert not (tmp_path / "o.safetensors").exists()
     named = run("convert", file, *request_, "--architecture", "flux", "-o", tmp_path / "o.safetensors")
     assert named.status == 0, named.stderr
-    assert any("attn.to_out.0" in key or "attn_to_out_0" in key for key in load_file(tmp_path / "o.safetensors"))
+    assert any(key in name for name in load_file(tmp_path / "o.safetensors"))
 
 
 def test_module_of_no_candidate_family_is_refused(run, write_safetensors, tmp_path):
