@@ -45,8 +45,8 @@ lora-inspect check cast.safetensors --fix -o mended.safetensors
 `--fix` writes a copy in which every problem with one safe fix is fixed, and lists the changes and the remaining
 problems. Only tensors with a problem change. Hashes in the metadata are recomputed if the data they cover changed. The
 copy is re-read before it appears. It must have every module with its old rank and scale, and none of the fixed
-problems. Otherwise `--fix` writes nothing and exits with 1. If problems remain in the copy, the status is still 0; check
-OUT. `--fix` takes a single file, no shards or GGUF. With nothing to fix, it exits with 1. The next run removes
+problems. Otherwise `--fix` writes nothing and exits with 1. If problems remain in the copy, the status is still 0;
+check OUT. `--fix` takes a single file, no shards or GGUF. With nothing to fix, it exits with 1. The next run removes
 leftovers of killed ones.
 
 ## For programs
