@@ -188,9 +188,9 @@ SIDE_FILES = {
     "depth": (lambda path: path.write_text("[" * 5_000_000), [f"{JSON_ITEMS:,} items"]),
     "a pipe": (os.mkfifo, ["neither a file nor a folder"]),
     "a socket": (bind, ["cannot be read"]),
-    "a device": (lambda path: path.symlink_to("/dev/zero"), ["neither a file nor a folder"]),
+    "a device": (lambda path: path.symlink_to("/dev/zero"), ["a link to /dev/zero, which leads outside the folder"]),
     "a folder": (os.mkdir, ["cannot be read"]),
-    "a link that leads nowhere": (lambda path: path.symlink_to("nowhere"), ["cannot be read"]),
+    "a link that leads nowhere": (lambda path: path.symlink_to("nowhere"), ["a link to nowhere, which leads nowhere"]),
 }
 PLACES = {
     "adapter_config.json": ("info", "merge", "convert"),
