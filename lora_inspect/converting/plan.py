@@ -217,11 +217,7 @@ def plan_conversion(path: str, output: str, options: ConvertOptions) -> Conversi
     Raises LoraInspectError if the meaning of the file is unknown, if DoRA has no agreed way out, or if the output could
     not have what the options request.
     """
-    return plan_for(read_adapter(open_checkpoint(path), options.settings), output, options)
-
-
-def plan_for(whole: Adapter, output: str, options: ConvertOptions) -> ConversionPlan:
-    """Plan, as `plan_conversion` does, the conversion of an adapter that is already read."""
+    whole = read_adapter(open_checkpoint(path), options.settings)
     return plan_settled(settle(whole, options), output)
 
 

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from lora_inspect.programs.verdict import Verdict
 
 SCHEMA = "lora-inspect/info/1"
-# The problem of a file whose names and factors are clear, so that programs are asked for the part that they load.
 # Programs that write a config beside an adapter, which names the model that it was trained on.
 _TRAINERS_WITH_CONFIGS = ("PEFT", "mlx-lm")
 
