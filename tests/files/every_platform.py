@@ -17,6 +17,7 @@ import signal
 import sys
 import traceback
 
+from killed_calls import kill_at_call
 from platforms import PLATFORMS
 
 fork, KILL = os.fork, signal.SIGKILL
@@ -94,18 +95,9 @@ def ended_at(moment, place, command):
 
     Returns how many there are where the command came to its end before.
     """
-    calls = 0
-
-    def call(event, arguments):
-        nonlocal calls
-        if any(isinstance(each, str | bytes) and place in os.fsdecode(each) for each in arguments):
-            calls += 1
-            if calls == moment:
-                os.kill(os.getpid(), KILL)
-
-    sys.addaudithook(call)
+    calls = kill_at_call(moment, place)
     run(command, place, "--force")
-    return calls
+    return calls()
 
 
 def on_platform(platform, root, olds):

@@ -13,6 +13,8 @@ import os
 import signal
 import sys
 
+from killed_calls import kill_at_call
+
 OUT = "out.safetensors"
 
 
@@ -34,16 +36,7 @@ def is_killed(moment, place, file):
         status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         assert status in (0, -signal.SIGKILL), status
         return status != 0
-    calls = 0
-
-    def call(event, arguments):
-        nonlocal calls
-        if any(isinstance(one, str | bytes) and place in os.fsdecode(one) for one in arguments):
-            calls += 1
-            if calls == moment:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-    sys.addaudithook(call)
+    kill_at_call(moment, place)
     status = 1
     try:
         status = fix(place, file)
