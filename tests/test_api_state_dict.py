@@ -45,7 +45,9 @@ def test_a_pipeline_takes_the_tensors_alone(family, scheme, kind, tmp_path):
     file = write(scheme, family, adapted(plain), kind, tmp_path / "in", says(family))
     found = state_dict(file)
     load(family, {by_name(family).pipeline_name: loaded}, found)
-    assert adapter_parameters(loaded) == len(found) > 0
+    # diffusers multiplies the factors by an alpha, which is no parameter of the pipeline.
+    factors = [name for name in found if not name.endswith(".alpha")]
+    assert adapter_parameters(loaded) == len(factors) > 0
     before, after = outputs(plain, layers(plain)), outputs(merged(family, plain, file, tmp_path), layers(plain))
     assert distance(outputs(loaded, layers(plain)), after) < 1e-5
     assert all(distance({path: before[path]}, {path: after[path]}) > 1e-3 for path in adapted(plain))

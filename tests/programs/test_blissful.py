@@ -171,9 +171,19 @@ def test_other_names_are_not_found(judged, family, prefix):
     assert judged(family, "lora", True, prefix).verdict == NOTHING
 
 
+# The scripts of these families read LoRA under "diffusion_model." too, so the conversion keeps that.
+READING_DOTTED = ("wan", "qwen_image", "flux", "hunyuan_video")
+
+
+@pytest.mark.parametrize("family", LAYERS)
+def test_dotted_lora_is_read_by_some_scripts(judged, family):
+    verdict = judged(family, "lora", True, "diffusion_model.").verdict
+    assert (verdict == SAME) is (family in READING_DOTTED)
+
+
 @pytest.mark.numeric
 @pytest.mark.parametrize("family", LAYERS)
-def test_the_conversion_for_it_is_of_its_own_names(judged, family, tmp_path, run):
+def test_conversion_has_names_that_script_reads(judged, family, tmp_path, run):
     judged(family, "rslora flag", True, "diffusion_model.")
     own = load_file(tmp_path / "adapter.safetensors")
     ended = run("convert", tmp_path / "adapter.safetensors", "--to", "blissful", "-o", tmp_path / "made.safetensors")
@@ -181,10 +191,11 @@ def test_the_conversion_for_it_is_of_its_own_names(judged, family, tmp_path, run
     assert compat(str(tmp_path / "made.safetensors"), "blissful").verdicts[0].verdict == SAME
     made = load_file(tmp_path / "made.safetensors")
     for path in LAYERS[family]:
-        name, flat = f"diffusion_model.{path}", spelled("lora_unet_")(path)
+        name = f"diffusion_model.{path}"
+        written = name if family in READING_DOTTED else spelled("lora_unet_")(path)
         meant = 3.0 / 4**0.5 * own[f"{name}.lora_up.weight"] @ own[f"{name}.lora_down.weight"]
-        down = made[f"{flat}.lora_down.weight"]
-        applied = float(made[f"{flat}.alpha"]) / len(down) * made[f"{flat}.lora_up.weight"] @ down
+        down = made[f"{written}.lora_down.weight"]
+        applied = float(made[f"{written}.alpha"]) / len(down) * made[f"{written}.lora_up.weight"] @ down
         torch.testing.assert_close(applied, meant)
 
 
