@@ -178,6 +178,11 @@ _unknown_formulas = RareLook(
     lambda reading: any(contribution.unsettled for contribution in reading.contributions),
 )
 _dylora_scale = RareLook("scale.scale_records", "dylora_scale", lambda reading: is_lycoris(reading.checkpoint.metadata))
+_unused_alphas = RareLook(
+    "scale.scale_records",
+    "unused_alphas",
+    lambda reading: any(one.algorithm.name == "lokr" and one.rank is None for one in reading.contributions),
+)
 
 
 class Entry(NamedTuple):
@@ -465,9 +470,9 @@ PROBLEMS = (
     Entry(
         "trained-scale",
         NOTE,
-        (_dylora_scale, lambda reading: reading.rules.trained_otherwise(reading.contributions)),
-        "The training used another scale than programs read from the file.",
-        "They apply another scale than the training did.",
+        (_dylora_scale, _unused_alphas, lambda reading: reading.rules.trained_otherwise(reading.contributions)),
+        "The training may have used another scale than programs read.",
+        "If so, programs apply another scale.",
         "Change the multiplier as the message says.",
     ),
 )

@@ -5,8 +5,11 @@ import re
 import pytest
 import torch
 from lycoris.modules.lokr import LokrModule
+from safetensors.torch import save_file
 
 from lora_inspect.algorithms import lokr
+from lora_inspect.files.checkpoint import open_checkpoint
+from lora_inspect.reading.adapter import read_adapter
 
 pytestmark = pytest.mark.numeric
 
@@ -144,3 +147,42 @@ def test_shapes_that_fit_nothing_are_no_error(shape):
         for last in range(first, len(roles) + 1):
             found = lokr.check(dict.fromkeys(roles[first:last], shape))
             assert found is None or isinstance(found, str)
+
+
+def save_lokr(path, alpha=None, rs_lora=False, full_matrix=False, dim=64, recorded=True):
+    """Save LyCORIS's module of two whole factors, or of thin ones, with its alpha or another one."""
+    module = LokrModule("lora_unet_q", torch.nn.Linear(48, 48), 1.0, dim, 1.0, factor=4, full_matrix=full_matrix,
+                        rs_lora=rs_lora)  # fmt: skip
+    tensors = {f"lora_unet_q.{key}": value.contiguous() for key, value in module.custom_state_dict().items()}
+    if alpha is not None:
+        tensors["lora_unet_q.alpha"] = torch.tensor(alpha)
+    metadata = {"ss_network_module": "lycoris.kohya"} | ({"ss_network_dim": str(dim)} if recorded else {})
+    save_file(tensors, path, metadata)
+    return read_adapter(open_checkpoint(str(path)))
+
+
+def notes_on_scale(adapter):
+    return [problem.message for problem in adapter.problems if problem.code == "trained-scale"]
+
+
+@pytest.mark.parametrize("recorded", [True, False])
+def test_lokr_alpha_of_whole_factors_other_than_dim_is_noted(recorded, tmp_path):
+    adapter = save_lokr(tmp_path / "a.safetensors", alpha=4.0, recorded=recorded)
+    (note,) = notes_on_scale(adapter)
+    assert f"a multiplier of {'0.0625' if recorded else '4/dim'} gives the trained scale" in note
+    assert [contribution.scale for contribution in adapter.contributions] == [1.0]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"recorded": False},
+        {"rs_lora": True},
+        {"dim": 2, "full_matrix": True},
+        {"dim": 2, "alpha": 1.0},
+    ],
+    ids=str,
+)
+def test_lokr_alpha_that_lycoris_stores_has_no_note(options, tmp_path):
+    assert notes_on_scale(save_lokr(tmp_path / "a.safetensors", **options)) == []

@@ -1,17 +1,20 @@
-"""The records of scales that no alpha of a file states, for people.
+"""The records of scales that no alpha of a file states, and alphas without an effect, for people.
 
 The scale may be in the factors already, if the file's readers know no alpha, or a trainer computed with a scale that no
 program reads from its file. No computation looks at these records: such a file is applied as its tensors are.
 """
 
 import json
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 
+from lora_inspect.algorithms import lokr
 from lora_inspect.files.strict_json import json_number, parse_json
 from lora_inspect.reading.model.evidence import RawProblem, is_lycoris, network_args
 from lora_inspect.reading.state import Reading
+from lora_inspect.sentences import counted
 
 FOLDED_KEY = "lora_inspect.folded"
 
@@ -93,6 +96,42 @@ def dylora_scale(reading: Reading) -> Iterator[RawProblem]:
             f"program reads alpha/rank from its file; a multiplier of {size} gives the trained scale",
             tuple(keys[:5]),
         )
+
+
+def unused_alphas(reading: Reading) -> Iterator[RawProblem]:
+    """Yield a problem for LoKr of two whole factors with another alpha than the dim that LyCORIS stores there.
+
+    Source: `LokrModule` of lycoris-lora, which sets alpha to the dim if both factors are whole, so that the scale is 1.
+    Without a dim in the metadata, one of at least half of the second factor's larger side is expected: below that size
+    the factor is a product.
+    """
+    dim = _whole(reading.checkpoint.metadata.get("ss_network_dim"))
+    unused = [
+        contribution
+        for contribution in reading.contributions
+        if contribution.alpha is not None
+        and contribution.algorithm.name == "lokr"
+        and contribution.rank is None
+        and _is_unlike_dim(contribution.alpha, dim, lokr.largest_side(contribution.shapes))
+    ]
+    if unused:
+        alpha = unused[0].alpha
+        divisor = f"the dim {dim}" if dim else "a dim"
+        times = f"{alpha / dim:.3g}" if dim else f"{alpha:g}/dim"
+        yield RawProblem(
+            TRAINED_SCALE,
+            f"{counted(len(unused), 'module')} of LoKr with two whole factors and alpha {alpha:g}: LyCORIS stores the "
+            f"dim there, and applies scale 1 whatever alpha is; if the training divided alpha by {divisor}, a "
+            f"multiplier of {times} gives the trained scale",
+            tuple(contribution.module.key for contribution in unused[:5]),
+        )
+
+
+def _is_unlike_dim(alpha: float, dim: int, largest_side: int) -> bool:
+    """Return True if LyCORIS stores another alpha for two whole factors; RS-LoRA multiplies it by the dim's root."""
+    if dim:
+        return not any(math.isclose(alpha, number, rel_tol=1e-2) for number in (dim, dim**1.5))
+    return alpha < largest_side / 2
 
 
 def _whole(value: object) -> int:
