@@ -26,7 +26,6 @@ _ELSEWHERE = {
     "conv_lora_dim": "conv_dim",
     "conv_lora_alpha": "conv_alpha",
     "lora_plus_ratio": "loraplus_lr_ratio",
-    "loraplus_unet_lr_ratio": "loraplus_lr_ratio",
     "lora_plus_lr_ratio": "loraplus_lr_ratio",
     "exclude_modules": "exclude_patterns",
     "exclude": "exclude_patterns",
@@ -73,6 +72,9 @@ def way_out(name: str, known: Collection[str]) -> str:
 
 KAIMING, ORTHOGONAL, PISSA = "kaiming", "orthogonal", "pissa"
 NATIVE, STANDARD = "native", "standard"
+NO_SLICES_WITH_GGPO = (
+    "ggpo_sigma and ggpo_beta cannot be combined with split_qkv and split_dims; leave one of the two pairs out"
+)
 _PISSA_NITER = re.compile(rf"{PISSA}_niter_(\d+)")
 
 
@@ -110,16 +112,24 @@ def read_float(name: str, value: Any) -> float:
     return number
 
 
+def read_nonnegative(name: str, value: Any) -> float:
+    """Return a finite number of at least 0.
+
+    Raises ValueError for any other value.
+    """
+    number = read_float(name, value)
+    if number < 0:
+        raise _refused(name, value, "a number of at least 0")
+    return number
+
+
 def read_alpha(name: str, value: Any) -> float:
     """Return a finite number of at least 0; 0 stands for scale 1.
 
     A negative alpha would train the same change with `up` of the other sign, which nobody wants. In files it is
     allowed.
     """
-    number = read_float(name, value)
-    if number < 0:
-        raise _refused(name, value, "a number of at least 0")
-    return number
+    return read_nonnegative(name, value)
 
 
 def read_positive(name: str, value: Any) -> float:
@@ -204,6 +214,11 @@ def read_lr_pattern(name: str, value: Any) -> dict[str, float]:
 def read_reg_dims(name: str, value: Any) -> dict[str, int]:
     """Return ranks by regular expression in sd-scripts' form, `attn=8,mlp=0`; 0 leaves layers out."""
     return _pairs(name, value, read_count)
+
+
+def read_reg_alphas(name: str, value: Any) -> dict[str, float]:
+    """Return alphas by regular expression in sd-scripts' form, `attn=8,mlp=4`; 0 stands for scale 1."""
+    return _pairs(name, value, read_alpha)
 
 
 def read_reg_lrs(name: str, value: Any) -> dict[str, float]:
@@ -362,7 +377,7 @@ NO_VALUES = LayerValues()
 class NetworkArguments:
     """Every option of a network, validated.
 
-    None means that a dropout or LoRA+ is off, and that `conv_dim` and `conv_alpha` are those of Linear layers. A
+    None means that a dropout, LoRA+ or GGPO is off, and that `conv_dim` and `conv_alpha` are those of Linear layers. A
     `conv_dim` of 0 leaves out convolutions with a kernel. `rank_pattern`, `alpha_pattern`, `lr_pattern` and
     `split_dims` hold a rank, an alpha, a learning rate and the output features of each slice by regular expression.
     `given` are the names that the user set, and `extra` the options that the architecture declared. `layers` are the
@@ -377,6 +392,10 @@ class NetworkArguments:
     tlora_alpha: float = _option(read_positive, 1.0)
     init_lora_weights: str = _option(read_init, KAIMING)
     loraplus_lr_ratio: float | None = _option(read_positive)
+    loraplus_unet_lr_ratio: float | None = _option(read_positive)
+    loraplus_text_encoder_lr_ratio: float | None = _option(read_positive)
+    ggpo_sigma: float | None = _option(read_nonnegative)
+    ggpo_beta: float | None = _option(read_nonnegative)
     neuron_dropout: float | None = None
     rank_dropout: float | None = _option(read_probability)
     module_dropout: float | None = _option(read_probability)
@@ -395,6 +414,11 @@ class NetworkArguments:
     given: frozenset[str] = frozenset()
     extra: Mapping[str, Any] = field(default_factory=dict)
     layers: Mapping[str, LayerValues] = field(default_factory=dict)
+
+    @property
+    def has_ggpo(self) -> bool:
+        """True if both options of GGPO are given; one alone has no effect."""
+        return self.ggpo_sigma is not None and self.ggpo_beta is not None
 
     def without(self, *names: str) -> "NetworkArguments":
         """Return the same options with these at their defaults, as if not given."""
@@ -431,9 +455,12 @@ def parse(
     dropout = values.pop("dropout")
     if neuron_dropout is not None:
         dropout = read_probability("neuron_dropout (--network_dropout)", neuron_dropout)
-    return NetworkArguments(
+    arguments = NetworkArguments(
         neuron_dropout=dropout,
         given=frozenset(given),
         extra={name: values.pop(name) for name in extra or {}},
         **values,
     )
+    if arguments.has_ggpo and (arguments.split_qkv or arguments.split_dims):
+        raise ValueError(NO_SLICES_WITH_GGPO)
+    return arguments

@@ -8,7 +8,6 @@ layer, for each of its outputs. `rescaled` adds a factor for each output. Source
 import logging
 from collections.abc import Mapping
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +25,7 @@ from .modules.adapter_module import AdapterModule
 from .modules.base_forward import CONVOLUTIONS, weight_shape
 from .modules.module_merging import FoldableModule, merge_into
 from .network.architecture_module import TrainedAlgorithm, functions_of
-from .network_args import NetworkOption, read_bool, read_float
+from .network_args import NetworkOption, read_bool, read_nonnegative
 
 logger = logging.getLogger(__name__)
 
@@ -99,6 +98,11 @@ class OFTModule(AdapterModule):
         self._set_alpha(constraint)
 
     @property
+    def constraint(self) -> float:
+        """The largest norm of all generators for each output; 0 is no limit."""
+        return self._alpha_value
+
+    @property
     def _gain(self) -> Tensor | None:
         return self._parameters.get("rescale")
 
@@ -137,7 +141,7 @@ class OFTModule(AdapterModule):
         blocks: Tensor = self.oft_blocks
         if blocks.dtype != torch.float32 or output_dtype == torch.float64:
             blocks = blocks.to(torch.promote_types(output_dtype, torch.promote_types(blocks.dtype, torch.float32)))
-        generators: Tensor = oft.skew(blocks, self._alpha_value)
+        generators: Tensor = oft.skew(blocks, self.constraint)
         return generators
 
     def _turn(self, output_dtype: torch.dtype) -> Tensor:
@@ -205,18 +209,8 @@ def _change(name: str, tensors: Mapping[str, Tensor], rows: Tensor) -> Change:
     return oft.change({role: tensors[keys[role]].to(rows) for role in shapes}, 1.0, alpha)
 
 
-def read_constraint(name: str, value: Any) -> float:
-    """Return a finite number of at least 0; 0 means no limit.
-
-    Raises ValueError for any other value.
-    """
-    number = read_float(name, value)
-    if number < 0:
-        raise ValueError(f"{name}={value!r}: a number of at least 0 was expected")
-    return number
-
-
-_OPTIONS = {"constraint": NetworkOption(read_constraint, 0.0), "rescaled": NetworkOption(read_bool, False)}
+# A constraint of 0 is no limit.
+_OPTIONS = {"constraint": NetworkOption(read_nonnegative, 0.0), "rescaled": NetworkOption(read_bool, False)}
 TRAINED = TrainedAlgorithm("OFT", OFTModule, OFTInfModule, _OPTIONS, has_scale=False)
 _functions = functions_of(__name__, None, TRAINED)
 create_arch_network = create_network = _functions.create_arch_network

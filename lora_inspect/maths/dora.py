@@ -108,8 +108,13 @@ def expanded_squared_norm(base_squared: Any, base_down: Any, up: Any, down: Any,
     rank), `down` (rank, columns): ‖W_i‖² + 2·scale·⟨W_i, (up@down)_i⟩ + scale²·up_i (down downᵀ) up_iᵀ.
     """
     cross = (base_down * up).sum(1)
-    own = ((up @ (down @ down.transpose(0, 1))) * up).sum(1)
-    return (base_squared + (2.0 * scale) * cross + (scale * scale) * own).clamp(min=0.0)
+    delta_squared = product_squared_norm(up, down)
+    return (base_squared + (2.0 * scale) * cross + (scale * scale) * delta_squared).clamp(min=0.0)
+
+
+def product_squared_norm(up: Any, down: Any) -> Any:
+    """Return the squared row norms (out,) of up@down, (out, rank) and (rank, columns), without building the product."""
+    return ((up @ (down @ down.transpose(0, 1))) * up).sum(1)
 
 
 def norm_from_square(squared: Any, added_eps: float | None = None) -> Any:

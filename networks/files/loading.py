@@ -16,7 +16,7 @@ from lora_inspect.reading.peft.residual_adapters import INITIAL_FACTORS_KEY, res
 from lora_inspect.reading.scale.dora_evidence import NORMS_KEY
 
 from . import standard_form
-from .reading import MAGNITUDE, StateDictReading, count, some_of
+from .reading import MAGNITUDE, StateDictReading, count, is_or_are, some_of
 
 logger = logging.getLogger(__name__)
 
@@ -182,7 +182,7 @@ def fitted(reading: StateDictReading, expected: AcceptedTensors) -> dict[str, di
     if foreign:
         way_out = " and ".join(expected.ways_in(foreign))
         raise ValueError(
-            f"{count(foreign, 'modules')} of the weights are not in the network: {some_of(foreign)}"
+            f"{count(foreign, 'modules')} of the weights {is_or_are(foreign)} not in the network: {some_of(foreign)}"
             f"{f'; set {way_out} to adapt layers that it leaves out' if way_out else ''}"
         )
     check_base(reading, expected.pissa)

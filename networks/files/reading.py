@@ -7,15 +7,17 @@ sd-scripts may train a layer in parts (split_qkv) and save it as one, with the a
 of all parts together, so the matching alpha is larger by the number of parts.
 """
 
+import errno
 import json
 import math
 import os
+import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from lora_inspect.algorithms import lora
@@ -39,6 +41,7 @@ from lora_inspect.reading.model.evidence import (
 from lora_inspect.reading.peft.regex import Steps
 from lora_inspect.reading.scale.requested_rank import RequestedRanks, read_asked_ranks, saves_parts
 from lora_inspect.reading.scale.scale_rules import read_rslora
+from lora_inspect.sentences import shortened
 
 # By torch's names, of which an older version lacks some.
 _NAMES = {
@@ -111,6 +114,8 @@ def check_single(key: str, tensor: Tensor) -> None:
 
 MAGNITUDE = "dora_layer.weight"
 _NAMED = 5
+# In torch's message about a pickle of other objects than tensors: the class of these.
+_FORBIDDEN_OBJECT = re.compile(r"(?:GLOBAL|class) ([\w.]+)")
 _FLAGS = (RSLORA_FLAG, DORA_FLAG)
 # Two numbers in a byte, which some versions of torch store but do not turn into others.
 _NOT_COMPUTED = [dtype for name in ("float4_e2m1fn_x2",) if (dtype := getattr(torch, name, None))]
@@ -215,22 +220,51 @@ class StateDictReading:
 def open_weights(file: str) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Return tensors and metadata of a .safetensors file, or of a torch.save file without metadata.
 
-    Raises ValueError for a pipe or a device, since opening one could wait for ever. The same holds for a torch.save
-    file of anything but tensors by name, and for a .safetensors file with numbers that no factor has.
+    Raises ValueError for a pipe or a device, since opening one could wait for ever. The same holds for a file that is
+    empty, cut or of another kind, for a torch.save file of anything but tensors by name, and for a .safetensors file
+    with numbers that no factor has.
     """
     if os.path.exists(file) and not os.path.isfile(file):
         raise ValueError(f"{file} is no file; name a file on a disk")
-    if file.endswith(".safetensors"):
+    if not file.endswith(".safetensors"):
+        return _open_saved_by_torch(file), {}
+    try:
         with safe_open(file, framework="pt") as opened:
             weights = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
-            _refuse_odd_numbers(weights)
-            return weights, opened.metadata() or {}
-    weights = torch.load(file, map_location="cpu", weights_only=True)
+            metadata = opened.metadata() or {}
+    except SafetensorError as error:
+        raise ValueError(f"{file}: no whole .safetensors file ({error}); copy or download it again") from None
+    try:
+        _refuse_odd_numbers(weights)
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from None
+    return weights, metadata
+
+
+def _open_saved_by_torch(file: str) -> dict[str, Tensor]:
+    """Return the tensors of a torch.save file.
+
+    Raises ValueError for any other file. torch's own errors about one have many classes, and advise to run its code.
+    """
+    with open(file, "rb") as opened:
+        try:
+            weights = torch.load(opened, map_location="cpu", weights_only=True)
+        except MemoryError:
+            raise
+        except Exception as error:
+            if isinstance(error, OSError) and error.errno != errno.EINVAL:
+                raise
+            if kind := _FORBIDDEN_OBJECT.search(str(error)):
+                raise ValueError(
+                    f"{file}: it holds objects of {shortened(kind[1])}, whose loading could run any code; save only "
+                    "the weights of the network"
+                ) from None
+            raise ValueError(f"{file}: no whole file of torch.save; copy or download it again") from None
     if not isinstance(weights, Mapping) or not all(
         isinstance(key, str) and isinstance(tensor, Tensor) for key, tensor in weights.items()
     ):
         raise ValueError(f"{file} holds no tensors by name; save only the weights of the network")
-    return dict(weights), {}
+    return dict(weights)
 
 
 def read(
@@ -383,6 +417,11 @@ def is_factor(tensor: Tensor) -> bool:
 def count(names: Collection[Any], what: str) -> str:
     """Return `1 module` or `2 modules`, for the plural `what`."""
     return f"{len(names)} {what}" if len(names) > 1 else f"1 {what[:-1]}"
+
+
+def is_or_are(names: Collection[Any]) -> str:
+    """Return the verb for so many names."""
+    return "are" if len(names) > 1 else "is"
 
 
 def some_of(names: list[str]) -> str:

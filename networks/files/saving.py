@@ -85,7 +85,7 @@ def write_weights(
     torch.save writes files of any other name, without these.
 
     Raises LoraInspectError if the file cannot be written, RuntimeError if this process holds only a part of the
-    tensors, and ValueError for a dtype that factors cannot be cast to.
+    tensors, and TypeError or ValueError for a dtype that factors cannot be cast to.
     """
     check_dtype(file, dtype)
     if any(is_sharded(tensor) for tensor in tensors.values()):
@@ -113,8 +113,20 @@ def write_weights(
     write_contents(file, contents, complete | sshs_hashes(contents, complete), force=True)
 
 
+def check_metadata(file: str, metadata: Mapping[str, Any] | None) -> None:
+    """Raise TypeError, about `file`, for metadata that are no mapping of texts."""
+    if metadata is None:
+        return
+    if not isinstance(metadata, Mapping):
+        raise TypeError(f"{file}: metadata is a {type(metadata).__name__}, but a dict of texts was expected")
+    if others := [key for key in metadata if not isinstance(key, str)]:
+        raise TypeError(f"{file}: metadata has the key {others[0]!r}, but texts were expected; pass it as a str")
+
+
 def check_dtype(what: str, dtype: torch.dtype | None) -> None:
-    """Raise ValueError, about `what`, for a dtype that is not floating point."""
+    """Raise TypeError, about `what`, for an object that is no dtype, and ValueError for one that is no float."""
+    if dtype is not None and not isinstance(dtype, torch.dtype):
+        raise TypeError(f"{what}: dtype={dtype!r}: a torch.dtype was expected, such as torch.bfloat16")
     if dtype is not None and not dtype.is_floating_point:
         raise ValueError(
             f"{what}: factors in {dtype} would be other numbers; use a floating type, such as torch.float32 "

@@ -19,7 +19,7 @@ from lora_inspect.files.strict_json import parse_json
 from lora_inspect.maths import fused
 from lora_inspect.maths.scaling import RANK_STABILISED, STANDARD, plain_alpha, standard_alpha, to_float32
 from lora_inspect.reading.metadata.output_metadata import one_or_several
-from lora_inspect.reading.model.evidence import SCALE_KEY, close, network_args
+from lora_inspect.reading.model.evidence import ALPHA_OPTIONS, SCALE_KEY, close, network_args
 from lora_inspect.reading.scale.dora_evidence import MAGNITUDES_KEY
 
 from .file_names import DORA_SCALE
@@ -33,7 +33,7 @@ _PATTERNS = ("ss_rank_pattern", "ss_alpha_pattern", "ss_rank_pattern_match_seman
 _OPTIONS = (
     "use_rslora",
     "rank_pattern",
-    "alpha_pattern",
+    *ALPHA_OPTIONS,
     "conv_dim",
     "conv_alpha",
     "split_qkv",

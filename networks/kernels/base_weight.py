@@ -23,6 +23,10 @@ PLAIN_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 _PIECE = 256  # squares that are added up one after another, before their sums are added in pairs
 
 
+class UnknownValues(ValueError):
+    """The values of a base weight are unknown: nothing tells how to decode it."""
+
+
 def is_plain(tensor: Tensor) -> bool:
     """Return True if the stored numbers are the values, in a dtype for computation."""
     return tensor.dtype in PLAIN_DTYPES and type(tensor) in PLAIN_CLASSES
@@ -43,8 +47,9 @@ def true_weight(base: nn.Module, dtype: torch.dtype) -> Tensor:
     """Return the detached weight (out, in, *kernel) in `dtype`.
 
     The layer's `scale_weight` multiplies an fp8 weight; without one, its values are plain casts. The scale has the
-    shape [1], [out, 1] or, for blocks along the input, [out, blocks, 1]. Raises ValueError for other storage. A sharded
-    weight is gathered over the network, so every process has to call this.
+    shape [1], [out, 1] or, for blocks along the input, [out, blocks, 1]. Raises UnknownValues for other storage, and
+    ValueError for another shape of the scale. A sharded weight is gathered over the network, so every process has to
+    call this.
     """
     weight, scale = _stored(base)
     return _values(weight, scale, dtype)
@@ -104,11 +109,11 @@ def _stored(base: nn.Module) -> tuple[Tensor, Tensor | None]:
         return decoder.values(base, stored_weight(base)).detach(), None
     weight = _whole(base.weight)
     if not weight.is_floating_point():
-        raise ValueError(f"a base weight is stored as {weight.dtype}, but the values of its codes are unknown")
+        raise UnknownValues(f"a base weight is stored as {weight.dtype}, but the values of its codes are unknown")
     if decodes(weight):
         weight = weight.dequantize()
     elif type(weight).__torch_dispatch__ is not Tensor.__torch_dispatch__:
-        raise ValueError(f"a base weight is stored as {storage_of(weight)}, but its values are unknown")
+        raise UnknownValues(f"a base weight is stored as {storage_of(weight)}, but its values are unknown")
     scale = getattr(base, "scale_weight", None)
     return weight, None if scale is None else _whole(scale)
 

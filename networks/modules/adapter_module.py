@@ -4,7 +4,8 @@ It also has the pointwise convolution for any number of dimensions, and max-norm
 of each module's change.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, ClassVar
 
@@ -16,7 +17,7 @@ from lora_inspect.maths.scaling import neutral_alpha, scale_of
 from lora_inspect.maths.torch_threads import whole_products
 
 from ..files.reading import read_alpha
-from ..kernels.base_weight import is_sharded
+from ..kernels.base_weight import UnknownValues, is_sharded
 from ..kernels.coded_weight import base_product, is_coded
 from ..kernels.half_precision import is_traced
 from ..network_args import read_probability
@@ -93,6 +94,17 @@ class AdapterModule(nn.Module):
             self._base_is_plain = type(self.org_module) is nn.Linear and "forward" not in vars(self.org_module)
             self.org_forward = self.org_module.forward
             self.org_module.forward = self.forward
+
+    @contextmanager
+    def naming_unknown_values(self, option: str) -> Iterator[None]:
+        """Raise UnknownValues of the base's weight with the names of the layer and of the `option` that needs it."""
+        try:
+            yield
+        except UnknownValues as error:
+            raise UnknownValues(
+                f"{self.lora_name}: {option} needs the values of the weight: {error}; leave the option out, or the "
+                "layer with exclude_patterns"
+            ) from None
 
     def check_removable(self) -> None:
         """Raise RuntimeError if the base's forward is not this adapter's."""

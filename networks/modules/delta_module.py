@@ -100,7 +100,8 @@ class DeltaModule(AdapterModule):
     def apply_to(self) -> None:
         """Wrap the base's forward, and give DoRA its magnitude unless one was loaded."""
         if self.org_forward is None and self.use_dora and not self.dora_layer.initialised:
-            self.dora_layer.start(self.org_module, self._norms)
+            with self.naming_unknown_values("use_dora"):
+                self.dora_layer.start(self.org_module, self._norms)
         super().apply_to()
 
     def kernel(self, tokens: int, dtype: torch.dtype, shares_base: bool) -> tuple[Kernel, Sequence[Tensor]]:

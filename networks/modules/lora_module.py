@@ -17,14 +17,15 @@ from lora_inspect.maths.low_rank import GRAM, product_norm
 
 from ..kernels import fused_lora
 from ..kernels.base_weight import is_plain
-from ..kernels.coded_weight import is_coded
+from ..kernels.coded_weight import device_of, is_coded
 from ..kernels.fused_lora import fused_gain, fused_linear
 from ..kernels.half_precision import is_traced
-from ..network_args import KAIMING, ORTHOGONAL
+from ..network_args import KAIMING, NO_SLICES_WITH_GGPO, ORTHOGONAL
 from .adapter_module import AdapterModule
 from .base_forward import CONVOLUTIONS, check_dora, linear_sizes, weight_shape
 from .dora_layer import DoRALayer
 from .masks import RankMask, drop_ranks, is_training_step
+from .perturbation import Perturbation
 
 # Where factors are before a trainer moves them, whatever it has chosen for what it makes itself: a seed draws the same
 # numbers, and under the device meta there would be none.
@@ -110,6 +111,8 @@ class LoRAModule(AdapterModule):
     split_dims, dropout and rank_dropout. Elsewhere it stays off, and `dora_disabled_reason` gives the reason.
 
     With a `rank_mask` the timestep decides which ranks act: in training steps, and in evaluation mode if one is set.
+
+    With `ggpo_sigma` and `ggpo_beta` the output has the noise of a `Perturbation` in training mode, for a whole layer.
     """
 
     options = frozenset(
@@ -119,6 +122,10 @@ class LoRAModule(AdapterModule):
             "dora_conv",
             "use_tlora",
             "loraplus_lr_ratio",
+            "loraplus_unet_lr_ratio",
+            "loraplus_text_encoder_lr_ratio",
+            "ggpo_sigma",
+            "ggpo_beta",
             "init_lora_weights",
             "split_dims",
             "split_qkv",
@@ -141,6 +148,8 @@ class LoRAModule(AdapterModule):
         init_lora_weights: str = KAIMING,
         dora_conv: bool = False,
         rank_mask: RankMask | None = None,
+        ggpo_sigma: float | None = None,
+        ggpo_beta: float | None = None,
     ) -> None:
         dropouts = (dropout, rank_dropout, module_dropout)
         super().__init__(lora_name, org_module, multiplier, lora_dim, alpha, *dropouts, use_rslora=use_rslora)
@@ -156,6 +165,9 @@ class LoRAModule(AdapterModule):
         if self.use_dora:
             check_dora(lora_name, org_module)
             self.dora_layer = DoRALayer(weight_shape(org_module)[0])
+        self.perturbation: Perturbation | None = None
+        if ggpo_sigma is not None and ggpo_beta is not None:
+            self.perturbation = self._create_perturbation(org_module, ggpo_sigma, ggpo_beta)
 
     def _build_factors(self, base: Any) -> None:
         # Negative: the rank axis is the last after a Linear, and stands before the positions after a convolution.
@@ -199,6 +211,16 @@ class LoRAModule(AdapterModule):
                 "factors cancel only where all ranks act; leave it out, or start from pissa"
             )
 
+    def _create_perturbation(self, base: nn.Module, sigma: float, beta: float) -> Perturbation:
+        if self.split_dims:
+            raise ValueError(f"{self.lora_name}: {NO_SLICES_WITH_GGPO}")
+        if device_of(base).type == "meta":
+            raise ValueError(
+                f"{self.lora_name}: ggpo_sigma and ggpo_beta need the base's weights, which are not loaded yet"
+            )
+        with self.naming_unknown_values("ggpo_sigma"):
+            return Perturbation(base, sigma, beta)
+
     @property
     def _is_convolution(self) -> bool:
         return self._rank_axis != -1
@@ -227,10 +249,19 @@ class LoRAModule(AdapterModule):
         base = self.org_module
         if self.use_dora and not self.dora_layer.initialised:
             down, up = self.factors[0]
-            self.dora_layer.initialise(base, up.weight, down.weight, self._inner_scale())
+            with self.naming_unknown_values("use_dora"):
+                self.dora_layer.initialise(base, up.weight, down.weight, self._inner_scale())
         super().apply_to()
 
     def adapted(self, input: Tensor) -> Tensor:
+        """Return the output with the change, and in training mode with the noise of GGPO, in the base's dtype."""
+        output = self._changed(input)
+        if self.perturbation is None or not self.training:
+            return output
+        noise = self.perturbation.output(self.org_module, input, self.lora_up.weight)
+        return output if noise is None else (output + noise).to(output.dtype)
+
+    def _changed(self, input: Tensor) -> Tensor:
         """Return the output with the change, computed in the wider dtype and rounded once to the base's."""
         base = self.org_module
         autocast = torch.is_autocast_enabled(input.device.type)
@@ -327,6 +358,18 @@ class LoRAModule(AdapterModule):
         if self.use_dora:
             groups["dora"] = list(self.dora_layer.parameters())
         return groups
+
+    @torch.no_grad()
+    def update_norms(self) -> None:
+        """Give the noise of GGPO the row norms of the factors; in evaluation mode, and without GGPO, do nothing."""
+        if self.perturbation is not None and self.training:
+            down, up = self.factors[0]
+            self.perturbation.update_norms(up.weight, down.weight)
+
+    def update_grad_norms(self) -> None:
+        """Give the noise of GGPO the row norms of the gradient; in evaluation mode, and without GGPO, do nothing."""
+        if self.perturbation is not None and self.training:
+            self.perturbation.update_gradient_norms(self.lora_up.weight, self.lora_down.weight, self.scale)
 
     @torch.no_grad()
     def change_norm(self) -> Tensor:

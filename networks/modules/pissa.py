@@ -86,7 +86,9 @@ class PissaModule(LoRAModule):
             if device_of(self.org_module).type == "meta":
                 raise ValueError(f"{self.lora_name}: {_OPTION} needs the base's weights, which are not loaded yet")
             dtype = torch.float64 if dtype_of(self.org_module) == torch.float64 else torch.float32
-            up, down = principal_factors(true_weight(self.org_module, dtype), self.lora_dim, self.iterations)
+            with self.naming_unknown_values(_OPTION):
+                weight = true_weight(self.org_module, dtype)
+            up, down = principal_factors(weight, self.lora_dim, self.iterations)
             root = math.sqrt(self.scale)
             for factor, initial, value in (
                 (self.lora_up, self.initial_up, up),

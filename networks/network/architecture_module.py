@@ -24,10 +24,10 @@ from ..network_args import NetworkArguments, NetworkOption, parse, read_bool, re
 from . import creation, layer_options
 from .construction import check_model, listed_encoders
 from .creation import PREFIX
-from .layer_options import RATES
+from .layer_options import ALPHAS, RATES
 from .network import LoRANetwork
 from .targets import EncoderTargets, class_name, has_kernel, named_leaves
-from .unet_blocks import ALPHAS, trains_convolutions
+from .unet_blocks import trains_convolutions
 
 logger = logging.getLogger(__name__)
 

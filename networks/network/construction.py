@@ -55,11 +55,13 @@ def listed_encoders(text_encoders: Any) -> Sequence[Any]:
     return text_encoders if isinstance(text_encoders, list | tuple) else [text_encoders]
 
 
-def check_sizes(network_dim: Any, network_alpha: Any) -> None:
-    """Raise ValueError for a trainer's rank or alpha that no layer can have."""
-    read_rank("network_dim", network_dim)
-    if network_alpha is not None:
-        read_alpha("network_alpha", network_alpha)
+def read_sizes(network_dim: Any, network_alpha: Any) -> tuple[int, float | None]:
+    """Return a trainer's rank and alpha as numbers.
+
+    Raises ValueError for a rank or an alpha that no layer can have.
+    """
+    alpha = None if network_alpha is None else read_alpha("network_alpha", network_alpha)
+    return read_rank("network_dim", network_dim), alpha
 
 
 def refuse_ranks(module_class: Any, targets: Sequence[TargetLayer]) -> None:

@@ -22,6 +22,7 @@ from ..network_args import (
     NetworkArguments,
     NetworkOption,
     read_count,
+    read_reg_alphas,
     read_reg_dims,
     read_reg_lrs,
 )
@@ -32,10 +33,11 @@ from .unet_blocks import UNETS
 
 logger = logging.getLogger(__name__)
 
-_REG_DIMS, _REG_LRS, _TRAIN_BLOCKS = "network_reg_dims", "network_reg_lrs", "train_blocks"
+_REG_DIMS, _REG_ALPHAS, _REG_LRS = "network_reg_dims", "network_reg_alphas", "network_reg_lrs"
+_TRAIN_BLOCKS = "train_blocks"
 _ALL, _NONE = "all", "none"
-# The options of learning rates, which count for networks of files too.
-RATES = (_REG_LRS, *unet_blocks.RATES)
+# The options of learning rates, which count for networks of files too, and those of alphas.
+RATES, ALPHAS = (_REG_LRS, *unet_blocks.RATES), (_REG_ALPHAS, *unet_blocks.ALPHAS)
 
 
 class BlockChoice(NamedTuple):
@@ -71,7 +73,11 @@ CHOICES: Mapping[str, BlockChoice] = {
 
 def options_of(architecture: Architecture) -> dict[str, NetworkOption]:
     """Return the options by name that only the family's network module has."""
-    own = {_REG_DIMS: NetworkOption(read_reg_dims, {}), _REG_LRS: NetworkOption(read_reg_lrs, {})}
+    own = {
+        _REG_DIMS: NetworkOption(read_reg_dims, {}),
+        _REG_ALPHAS: NetworkOption(read_reg_alphas, {}),
+        _REG_LRS: NetworkOption(read_reg_lrs, {}),
+    }
     if blocks := UNETS.get(architecture.name):
         return {**own, **unet_blocks.options_of(blocks)}
     if choice := CHOICES.get(architecture.name):
@@ -115,6 +121,8 @@ def values_of(
         own = found.get(path, NO_VALUES)
         if own.source != _TRAIN_BLOCKS and own.lr_weight:
             found[path] = own._replace(rank=rank, source=_REG_DIMS)
+    for path, alpha in _by_expression(training, names, options, _REG_ALPHAS).items():
+        found[path] = found.get(path, NO_VALUES)._replace(alpha=alpha)
     for path, rate in _by_expression(training, names, options, _REG_LRS).items():
         found[path] = found.get(path, NO_VALUES)._replace(rate=rate)
     return found

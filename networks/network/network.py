@@ -4,10 +4,10 @@ import logging
 import re
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lora_inspect.reading.model.evidence import DORA_FLAG, RSLORA_FLAG
 
@@ -17,11 +17,12 @@ from ..modules import adapter_module
 from ..modules.base_forward import FastPaths
 from ..modules.lora_module import LoRAModule
 from ..modules.masks import RankMask
+from ..modules.perturbation import mean_norms
 from ..modules.pissa import NO_NORM, PissaModule
 from ..network_args import PISSA, NetworkArguments, parse, read_keywords
 from . import construction, summary, targets
 from .network_weights import NetworkWeights
-from .summary import Rates
+from .summary import OptimizerPart, PlusRatio, Rates
 from .targets import EncoderTargets, Form, LeftOut, Patterns, Ranks, Splits, never_first, unmatched
 
 logger = logging.getLogger(__name__)
@@ -90,6 +91,8 @@ class LoRANetwork(NetworkWeights):
             options = parse({**named, **network_args})
         if modules_dim is not None:
             forms = {name: Form(rank, (modules_alpha or {}).get(name)) for name, rank in modules_dim.items()}
+        if forms is None:
+            lora_dim, alpha = construction.read_sizes(lora_dim, alpha)
         self.multiplier = multiplier
         self.lora_dim = lora_dim
         self.alpha = alpha
@@ -100,6 +103,8 @@ class LoRANetwork(NetworkWeights):
         self.lr_pattern = options.lr_pattern or {}
         self.save_format = options.save_format
         self.loraplus_lr_ratio = options.loraplus_lr_ratio
+        self.loraplus_unet_lr_ratio = options.loraplus_unet_lr_ratio
+        self.loraplus_text_encoder_lr_ratio = options.loraplus_text_encoder_lr_ratio
         construction.check_model(unet)
         construction.refuse_options(module_class, options)
         self.module_class = construction.choose_class(module_class, options.init_lora_weights)
@@ -119,7 +124,6 @@ class LoRANetwork(NetworkWeights):
         self._layers = options.layers
         splits = Splits(options.split_dims or {}, options.split_qkv)
         if forms is None:
-            construction.check_sizes(lora_dim, alpha)
             patterns = Patterns(*user_s, default_exclude_patterns, default_include_patterns)
             wanted = [path for path, values in options.layers.items() if values.wanted]
             selection = targets.select(unet, target_replace_modules, patterns, ranks, splits, target_paths, wanted)
@@ -152,6 +156,7 @@ class LoRANetwork(NetworkWeights):
             # Only where they are on, as not every class of modules knows them.
             **({"dora_conv": True} if options.dora_conv else {}),
             **({"rank_mask": self.rank_mask} if self.rank_mask else {}),
+            **({"ggpo_sigma": options.ggpo_sigma, "ggpo_beta": options.ggpo_beta} if options.has_ggpo else {}),
             **self.module_kwargs,
         }
         create = partial(
@@ -181,14 +186,17 @@ class LoRANetwork(NetworkWeights):
         if forms is None:
             is_lora = self.module_class in (LoRAModule, PissaModule)
             own_ranks = {re.escape(path): own.rank for path, own in options.layers.items() if own.rank}
+            own_alphas = {re.escape(path): own.alpha for path, own in options.layers.items() if own.alpha}
             self.option_metadata = saving.option_metadata(
                 self.init_lora_weights if is_lora else None,
                 {**self.rank_pattern, **{path: rank for path, rank in own_ranks.items() if rank != lora_dim}},
-                self.alpha_pattern,
+                {**self.alpha_pattern, **{path: own for path, own in own_alphas.items() if own != alpha}},
             )
         if self.rank_mask:
             self.option_metadata |= saving.tlora_metadata(options.tlora_min_rank, options.tlora_alpha)
             summary.log_tlora(self.unet_loras, options.tlora_min_rank)
+        if options.has_ggpo:
+            summary.log_ggpo(self.loras)
         if options.use_dora:
             summary.log_dora(self.loras)
         summary.log_selection(self.unet_loras, selection, options.verbose)
@@ -207,8 +215,7 @@ class LoRANetwork(NetworkWeights):
         parts = self._parts(
             getattr(args, "unet_lr", None) or rate, getattr(args, "text_encoder_lr", None) or rate, trains_encoders
         )
-        optimizer = getattr(args, "optimizer_type", None) or ""
-        summary.check_optimizer(optimizer, [(part.modules, part.rates) for part in parts], self.loraplus_lr_ratio)
+        summary.check_optimizer(getattr(args, "optimizer_type", None) or "", parts)
 
     def set_multiplier(self, multiplier: float) -> None:
         """Set the multiplier of every module; at 0 the model is the base, bit for bit."""
@@ -268,13 +275,26 @@ class LoRANetwork(NetworkWeights):
             lora.remove()
         self.fast_paths.open()
 
-    def set_loraplus_lr_ratio(self, loraplus_lr_ratio: float | None) -> None:
+    def set_loraplus_lr_ratio(
+        self,
+        loraplus_lr_ratio: float | None,
+        loraplus_unet_lr_ratio: float | None = None,
+        loraplus_text_encoder_lr_ratio: float | None = None,
+    ) -> None:
         """Set the learning rate of the up factors as a multiple of the others'; None for the same.
 
+        `loraplus_unet_lr_ratio` goes before `loraplus_lr_ratio` in the model. Text encoders have only their own ratio.
         Raises ValueError for a ratio if the algorithm has no such factors.
         """
-        construction.refuse_options(self.module_class, NetworkArguments(loraplus_lr_ratio=loraplus_lr_ratio))
+        ratios = NetworkArguments(
+            loraplus_lr_ratio=loraplus_lr_ratio,
+            loraplus_unet_lr_ratio=loraplus_unet_lr_ratio,
+            loraplus_text_encoder_lr_ratio=loraplus_text_encoder_lr_ratio,
+        )
+        construction.refuse_options(self.module_class, ratios)
         self.loraplus_lr_ratio = loraplus_lr_ratio
+        self.loraplus_unet_lr_ratio = loraplus_unet_lr_ratio
+        self.loraplus_text_encoder_lr_ratio = loraplus_text_encoder_lr_ratio
 
     def prepare_optimizer_params(
         self, unet_lr: float | None = 1e-4, *, text_encoder_lr: Any = None, **kwargs: Any
@@ -288,12 +308,13 @@ class LoRANetwork(NetworkWeights):
         parts = self._parts(unet_lr, unet_lr if text_encoder_lr in (None, []) else text_encoder_lr)
         self._frozen = [lora for part in parts for lora in part.modules if not part.rates.of(lora.lora_name)]
         self.prepare_grad_etc()
+        summary.log_plus_ratios(parts, {option: getattr(self, option) for option in summary.PLUS_RATIOS})
         groups: list[dict[str, Any]] = []
         descriptions: list[str] = []
         for part in parts:
-            found, described = summary.build_groups(part.modules, part.name, part.rates, self.loraplus_lr_ratio)
-            groups += found
-            descriptions += described
+            part_groups, part_descriptions = summary.build_groups(part)
+            groups += part_groups
+            descriptions += part_descriptions
         return groups, descriptions
 
     def prepare_optimizer_params_with_multiple_te_lrs(
@@ -305,17 +326,21 @@ class LoRANetwork(NetworkWeights):
             rate, text_encoder_lr=default_lr if text_encoder_lr in (None, []) else text_encoder_lr
         )
 
-    def _parts(self, unet_lr: float | None, text_encoder_lr: Any, trains_encoders: bool = True) -> list["_Part"]:
+    def _parts(self, unet_lr: float | None, text_encoder_lr: Any, trains_encoders: bool = True) -> list[OptimizerPart]:
         """Return the modules of each text encoder and of the model, with their learning rates."""
         encoders = self._encoders if trains_encoders else []
         given = list(text_encoder_lr) if isinstance(text_encoder_lr, list | tuple) else [text_encoder_lr]
         rates = [given[min(at, len(given) - 1)] for at in range(len(encoders))]
         name = "textencoder {}" if len(encoders) > 1 else "textencoder"
+        of_encoders = PlusRatio("loraplus_text_encoder_lr_ratio", self.loraplus_text_encoder_lr_ratio)
+        of_model = PlusRatio("loraplus_unet_lr_ratio", self.loraplus_unet_lr_ratio)
+        if of_model.ratio is None:
+            of_model = PlusRatio("loraplus_lr_ratio", self.loraplus_lr_ratio)
         parts = [
-            _Part(name.format(at + 1), list(modules.values()), self._rates(rate))
+            OptimizerPart(name.format(at + 1), list(modules.values()), self._rates(rate), of_encoders)
             for at, (modules, rate) in enumerate(zip(encoders, rates, strict=True))
         ]
-        return [*parts, _Part("unet", self.unet_loras, self._rates(unet_lr))]
+        return [*parts, OptimizerPart("unet", self.unet_loras, self._rates(unet_lr), of_model)]
 
     def _rates(self, trainer_s: float | None) -> Rates:
         return Rates(trainer_s, self.lr_pattern, self._paths, self._layers)
@@ -338,6 +363,38 @@ class LoRANetwork(NetworkWeights):
 
     def on_step_start(self, *args: Any) -> None:
         """Do nothing."""
+
+    def update_grad_norms(self) -> None:
+        """Update the norms of gradients for GGPO: after the backward pass, before the optimiser's step.
+
+        Without GGPO, and in evaluation mode, it does nothing.
+        """
+        for lora in self._perturbed:
+            lora.update_grad_norms()
+
+    def update_norms(self) -> None:
+        """Update the norms of weights for GGPO: after `update_grad_norms`.
+
+        Without GGPO, and in evaluation mode, it does nothing.
+        """
+        for lora in self._perturbed:
+            lora.update_norms()
+
+    def weight_norms(self) -> Tensor | None:
+        """Return the mean row norm of each up @ down with GGPO, (modules, 1), or None before `update_norms`."""
+        return mean_norms([lora.perturbation for lora in self._perturbed], "weight_norms")
+
+    def grad_norms(self) -> Tensor | None:
+        """Return the mean row norm of the gradients, (modules, 1), or None before `update_grad_norms`."""
+        return mean_norms([lora.perturbation for lora in self._perturbed], "gradient_norms")
+
+    def combined_weight_norms(self) -> Tensor | None:
+        """Return the mean row norm of base and change together, (modules, 1), or None before `update_norms`."""
+        return mean_norms([lora.perturbation for lora in self._perturbed], "combined_norms")
+
+    @property
+    def _perturbed(self) -> list[Any]:
+        return [lora for lora in self.loras if getattr(lora, "perturbation", None) is not None]
 
     def train(self, mode: bool = True) -> "LoRANetwork":
         """Switch to training or evaluation mode, and forget timesteps of the other mode."""
@@ -374,11 +431,3 @@ class LoRANetwork(NetworkWeights):
     def apply_max_norm_regularization(self, max_norm_value: float, device: Any = None) -> tuple[int, float, float]:
         """Return (modules shrunk, mean norm, largest norm) of the trained modules; see `limit_norms`."""
         return adapter_module.limit_norms([lora for lora in self.loras if lora not in self._frozen], max_norm_value)
-
-
-class _Part(NamedTuple):
-    """The modules of one model, with their name in parameter groups and their learning rates."""
-
-    name: str
-    modules: Sequence[Any]
-    rates: Rates

@@ -76,10 +76,11 @@ class NetworkWeights(nn.Module):
 
         Layers of the file that the architecture leaves out by default become modules of the network, until an optimiser
         has its parameters. Raises ValueError if the file's scale rule, DoRA, modules or shapes differ from the
-        network's.
+        network's, and for a file that holds no tensors by name.
         """
+        opened = reading.open_weights(os.fspath(file))
         try:
-            return self._load(file, *self._without_untrained(*reading.open_weights(os.fspath(file))))
+            return self._load(file, *self._without_untrained(*opened))
         except LoraInspectError:
             raise
         except ValueError as error:
@@ -90,8 +91,9 @@ class NetworkWeights(nn.Module):
 
         alpha/rank is the scale, slices are one pair of factors, and a magnitude is spelled as there. PEFT's alphas are
         in `peft_config`; diffusers and ai-toolkit have none, and the scale is in up. Raises ValueError for other names,
-        and for tensors that the program has no name for.
+        for tensors that the program has no name for, and for modules without a magnitude that PEFT would give one.
         """
+        self._check_magnitudes(names)
         return self._names(names).to_program(self._standard_tensors())
 
     def load_state_dict_as(self, names: str, tensors: Mapping[str, Tensor]) -> Any:
@@ -105,11 +107,26 @@ class NetworkWeights(nn.Module):
     def peft_config(self) -> dict[str, Any]:
         """Return the `adapter_config.json` for `state_dict_as("peft")`, with the alphas.
 
-        Raises ValueError if PEFT has no names for the network.
+        Raises ValueError if PEFT has no names for the network, and if it would give magnitudes to modules without.
         """
         tensors = self._standard_tensors()
         self._names("peft").to_program(tensors)
+        self._check_magnitudes("peft")
         return state_names.peft_config(tensors, self._paths)
+
+    def _check_magnitudes(self, program: str) -> None:
+        """Raise ValueError if PEFT, with `use_dora` for all modules, would give magnitudes to some without.
+
+        It starts those from the norms of the base, and divides by the norms of base and change.
+        """
+        plain = [lora for lora in self.loras if not getattr(lora, "use_dora", False)]
+        if program != "peft" or not plain or len(plain) == len(self.loras):
+            return
+        raise ValueError(
+            f"names={program!r}: use_dora of PEFT is for all modules, but DoRA is off for "
+            f"{reading.count(plain, 'modules')} of {len(self.loras)}: "
+            f"{reading.some_of([lora.lora_name for lora in plain])}; {summary.way_to_dora(plain)}"
+        )
 
     def _names(self, program: str) -> StateNames:
         return StateNames(
@@ -154,7 +171,10 @@ class NetworkWeights(nn.Module):
         names = {key.partition(".")[0] for key in weights} & self._untrained
         if not names:
             return weights, metadata
-        logger.info(f"{reading.count(names, 'modules')} of text encoders are left out, as these are not trained")
+        logger.info(
+            f"{reading.count(names, 'modules')} of text encoders {reading.is_or_are(names)} left out, as these are not "
+            "trained"
+        )
         return {key: tensor for key, tensor in weights.items() if key.partition(".")[0] not in names}, metadata
 
     def is_mergeable(self) -> bool:
@@ -189,7 +209,11 @@ class NetworkWeights(nn.Module):
         dtype: torch.dtype | None = None,
         metadata: Mapping[str, str] | None = None,
     ) -> None:
-        """Write a file for `load_weights`; see `saving.write_weights`."""
+        """Write a file for `load_weights`; see `saving.write_weights`.
+
+        Raises TypeError for `metadata` that are no mapping of texts.
+        """
+        saving.check_metadata(os.fspath(file), metadata)
         complete: dict[str, Any] = {**self.option_metadata, **(metadata or {})}
         if self._is_pissa:
             complete = saving.at_twice_the_rank(complete, self.use_rslora)

@@ -46,6 +46,18 @@ def log_dora(loras: Sequence[Any]) -> None:
         logger.info(f"DoRA disabled for {sum(disabled.values())} modules, which are trained without it")
 
 
+def way_to_dora(loras: Sequence[Any]) -> str:
+    """Return the options that would give magnitudes to modules without them, or leave these out."""
+    are_sliced = [bool(getattr(lora, "split_dims", None)) for lora in loras]
+    are_convolutions = [hasattr(lora.org_module, "kernel_size") for lora in loras]
+    ways = ["train with dora_conv=True"] if any(are_convolutions) else []
+    if any(are_sliced):
+        ways.append("train without split_qkv and split_dims")
+    if not all(sliced or conv for sliced, conv in zip(are_sliced, are_convolutions, strict=True)):
+        ways.append("leave the other layers out with exclude_patterns")
+    return " and ".join(ways)
+
+
 def log_tlora(loras: Sequence[Any], min_rank: int) -> None:
     """Log the number of modules with T-LoRA, and of those with too few ranks for it."""
     whole = sum(lora.lora_dim <= min_rank for lora in loras)
@@ -53,6 +65,15 @@ def log_tlora(loras: Sequence[Any], min_rank: int) -> None:
     if whole:
         text += f", all ranks at every timestep on: {whole} of rank {min_rank} or less (tlora_min_rank)"
     logger.info(f"{text}; programs that load the files apply all ranks at every timestep, and so do samples")
+
+
+def log_ggpo(loras: Sequence[Any]) -> None:
+    """Log the number of modules with GGPO, and the calls that its noise waits for."""
+    modules = [lora for lora in loras if getattr(lora, "perturbation", None) is not None]
+    logger.info(
+        f"GGPO enabled on {count(modules, 'modules')}; the noise begins after the first update_grad_norms() and "
+        "update_norms(), which sd-scripts calls before each step of the optimizer and musubi-tuner never"
+    )
 
 
 def log_selection(loras: Sequence[Any], selection: Selection, verbose: bool) -> None:
@@ -143,6 +164,9 @@ def log_idle(loras: Sequence[Any], selection: Selection, options: NetworkArgumen
     names = [name for name in ("conv_dim", "conv_alpha") if name in options.given and getattr(options, name)]
     if names and not any(map(has_kernel, convolutions)):
         logger.warning(f"{', '.join(names)}: no effect, as no convolution with a kernel above 1 is adapted")
+    for name, other in (("ggpo_sigma", "ggpo_beta"), ("ggpo_beta", "ggpo_sigma")):
+        if name in options.given and other not in options.given:
+            logger.warning(f"{name}: no effect without {other}")
     whole = sum(getattr(lora, "is_whole", False) for lora in loras)
     if whole:
         logger.info(f"rank and alpha have no effect on {whole} of {len(loras)} modules, as their factors are whole")
@@ -173,6 +197,25 @@ def log_readers(loras: Sequence[Any], save_format: str, scale_is_folded: bool) -
         )
     if misread:
         logger.info(f"programs that know only plain LoRA will {', and '.join(misread)}{way_out}")
+    _log_rotations(loras)
+
+
+def _log_rotations(loras: Sequence[Any]) -> None:
+    """Log, in one line, the options of OFT that ComfyUI reads as another change.
+
+    Source: `calculate_weight` of comfy/weight_adapter/oft.py.
+    """
+    misread: list[str] = []
+    constraint = max((getattr(lora, "constraint", 0.0) for lora in loras), default=0.0)
+    if constraint:
+        misread.append(
+            f"limits the rotations of a layer to the norm {constraint:g}, and not to the constraint of {constraint:g} "
+            "times its outputs"
+        )
+    if any(getattr(lora, "rescale", None) is not None for lora in loras):
+        misread.append("leaves out the factors of rescaled=True")
+    if misread:
+        logger.info(f"ComfyUI {', and '.join(misread)}; merge the file into the base for it, with lora-inspect merge")
 
 
 # Classes of prodigyopt and dadaptation that end a step with an error where the rates of two groups differ.
@@ -215,20 +258,45 @@ class Rates(NamedTuple):
         return self.layers.get(self.paths.get(name, ""), NO_VALUES)
 
 
-def check_optimizer(
-    optimizer_type: str, parts: Sequence[tuple[Sequence[AdapterModule], Rates]], plus_ratio: float | None
-) -> None:
+# The options of LoRA+: for the model, for the model alone, and for text encoders.
+PLUS_RATIOS = ("loraplus_lr_ratio", "loraplus_unet_lr_ratio", "loraplus_text_encoder_lr_ratio")
+
+
+class PlusRatio(NamedTuple):
+    """The learning rate of up factors as a multiple of the others', from `option`; None if it is not given."""
+
+    option: str
+    ratio: float | None
+
+
+class OptimizerPart(NamedTuple):
+    """The modules of one model, with their name in parameter groups, their learning rates, and their LoRA+ ratio."""
+
+    name: str
+    modules: Sequence[AdapterModule]
+    rates: Rates
+    plus: PlusRatio
+
+    @property
+    def is_trained(self) -> bool:
+        """True if at least one module has a rate above 0."""
+        return any(self.rates.of(module.lora_name) for module in self.modules)
+
+
+def check_optimizer(optimizer_type: str, parts: Sequence[OptimizerPart]) -> None:
     """Raise ValueError for groups of several rates with an optimiser that finds one for all.
 
-    The error names the options. `parts` are the modules of the model and of each text encoder, with their rates.
+    The error names the options. `parts` are those of the model and of each text encoder.
     """
     name = optimizer_type.rpartition(".")[2]
     if name.lower() not in _OF_ONE_RATE:
         return
-    plain = {rate for modules, rates in parts for module in modules if (rate := rates.of(module.lora_name))}
-    own = {rate for modules, rates in parts for module in modules if (rate := rates.own(module.lora_name))}
-    options = ["loraplus_lr_ratio"] if plus_ratio not in (None, 1) else []
-    weighted = any(rates.is_weighted(module.lora_name) for modules, rates in parts for module in modules)
+    placed = [(part.rates, module.lora_name) for part in parts for module in part.modules]
+    plain = {rate for rates, module in placed if (rate := rates.of(module))}
+    own = {rate for rates, module in placed if (rate := rates.own(module))}
+    weighted = any(rates.is_weighted(module) for rates, module in placed)
+    raised = [part.plus.option for part in parts if part.is_trained and part.plus.ratio not in (None, 1)]
+    options = list(dict.fromkeys(raised))
     if len(plain) > 1:
         options.append("lr_pattern" if own else "down_lr_weight and its like" if weighted else "text_encoder_lr")
     if options:
@@ -238,12 +306,34 @@ def check_optimizer(
         )
 
 
-def build_groups(
-    modules: Sequence[AdapterModule], name: str, rates: Rates, plus_ratio: float | None
-) -> tuple[list[dict[str, Any]], list[str]]:
+def log_plus_ratios(parts: Sequence[OptimizerPart], ratios: Mapping[str, float | None]) -> None:
+    """Log that `loraplus_lr_ratio` is not for text encoders if they train, and each of the `ratios` without an effect.
+
+    `ratios` has the values of the three options. The last one of the `parts` is the model, and the others are the text
+    encoders.
+    """
+    *encoders, model = parts
+    trains_encoders = any(part.is_trained for part in encoders)
+    shared, of_model, of_encoders = (ratios[option] is not None for option in PLUS_RATIOS)
+    if shared and trains_encoders and not of_encoders:
+        logger.info(
+            "loraplus_lr_ratio: text encoders train at their plain rate, and sd-scripts would raise it too; "
+            "loraplus_text_encoder_lr_ratio is the ratio for them"
+        )
+    elif shared and of_model:
+        logger.info("loraplus_lr_ratio: no effect, as loraplus_unet_lr_ratio goes before it")
+    elif shared and not model.is_trained:
+        logger.warning("loraplus_lr_ratio: no effect, as the model is not trained")
+    if of_model and not model.is_trained:
+        logger.warning("loraplus_unet_lr_ratio: no effect, as the model is not trained")
+    if of_encoders and not trains_encoders:
+        logger.warning("loraplus_text_encoder_lr_ratio: no effect, as no text encoder is trained")
+
+
+def build_groups(part: OptimizerPart) -> tuple[list[dict[str, Any]], list[str]]:
     """Return (groups, descriptions) of equal length and order: `name`, `name plus` and `name dora`.
 
-    Empty groups are left out. With `plus_ratio` the up factors have a group of their own, at the rate of the others
+    Empty groups are left out. With a LoRA+ ratio the up factors have a group of their own, at the rate of the others
     times that ratio. Magnitudes always have one, at the plain rate: optimisers that estimate a rate per group would
     find one for two scales.
 
@@ -251,7 +341,8 @@ def build_groups(
     of a pattern, in the order of the patterns, described as `name 5e-05` and so on. So the order depends only on the
     options and the model. A group without a rate is left out.
     """
-    places = {module.lora_name: rates.group(module.lora_name) for module in modules}
+    rates, plus_ratio = part.rates, part.plus.ratio
+    places = {module.lora_name: rates.group(module.lora_name) for module in part.modules}
     plain = [place for place in dict.fromkeys(places.values()) if place[0] is None]
     own_rates = dict.fromkeys((*rates.by_pattern.values(), *(own for own, _ in places.values() if own is not None)))
     kinds = ("", "plus", "dora")
@@ -259,7 +350,7 @@ def build_groups(
         (own, block, kind): [] for own, block in (*plain, *((own, None) for own in own_rates)) for kind in kinds
     }
     rate_of: dict[tuple[float | None, int | None], float | None] = {}
-    for module in modules:
+    for module in part.modules:
         place = places[module.lora_name]
         rate_of[place] = rates.of(module.lora_name)
         for kind, parameters in module.parameter_groups().items():
@@ -271,7 +362,7 @@ def build_groups(
         if not parameters:
             continue
         rate = rate_of[own, block]
-        of_block = name if block is None else f"{name}_block{block}"
+        of_block = part.name if block is None else f"{part.name}_block{block}"
         description = " ".join(part for part in (of_block, "" if own is None else str(own), kind) if part)
         if not rate:
             logger.info(

@@ -7,7 +7,7 @@ from typing import Any
 
 from lora_inspect.maths.scaling import STANDARD
 from lora_inspect.reading.metadata.provenance import MERGED_KEY
-from lora_inspect.reading.model.evidence import SCALE_KEY, network_args
+from lora_inspect.reading.model.evidence import ALPHA_OPTIONS, SCALE_KEY, network_args
 from lora_inspect.reading.peft.peft_config import EMBEDDED_KEY
 from lora_inspect.reading.scale.dora_evidence import MAGNITUDES_KEY, NORMS_KEY
 from lora_inspect.reading.scale.scale_records import FOLDED_KEY
@@ -19,7 +19,7 @@ CONVERTED_KEY = "lora_inspect.converted"
 # Hashes of tensors that are no longer these.
 _STALE_HASHES = (*HASHES, "modelspec.hash_sha256")
 # Options that said how the stored alpha was to be read; in a standard file alpha/rank says it all.
-_SCALE_OPTIONS = ("use_rslora", "rs_lora", "alpha_pattern", "conv_alpha", "split_qkv")
+_SCALE_OPTIONS = ("use_rslora", "rs_lora", *ALPHA_OPTIONS, "conv_alpha", "split_qkv")
 _DORA_OPTIONS = ("use_dora", "dora_wd", "weight_decompose", "wd_on_output", "wd_on_out")
 # Algorithms that trainers name as their options do, those of which one may be several here, and what LoKr is told.
 _NAMED_IN_OPTIONS = ("loha", "lokr")

@@ -14,6 +14,8 @@ RSLORA_FLAG, DORA_FLAG = "use_rslora_flag", "use_dora_flag"
 # Of a network whose program divides alpha by a dimension of w2 where both factors of a LoKr are whole.
 LOKR_FLAG = "lokr_factor"
 SCALE_KEY = "lora_inspect.scale"
+# Options of trainers that give Linear layers an alpha other than the requested one.
+ALPHA_OPTIONS = ("alpha_pattern", "network_reg_alphas", "block_alphas")
 # In which trainers say how factors began, as from a part of the base that moved into them.
 INIT_KEY = "ss_init_lora_weights"
 

@@ -17,6 +17,7 @@ from lora_inspect.reading.keys.claims import Claims
 from lora_inspect.reading.keys.groups import Likeness, ModuleGroups, ModuleKind, StoredNumbers, computed
 from lora_inspect.reading.model.contribution import Contribution, Counted, Counting, Module, with_scalings
 from lora_inspect.reading.model.evidence import (
+    ALPHA_OPTIONS,
     LOKR_FLAG,
     RSLORA_FLAG,
     SCALE_KEY,
@@ -137,7 +138,7 @@ def _metadata_votes(facts: Sequence[LoraFacts], metadata: Mapping[str, str]) -> 
     if votes:
         return votes
     kinds = set() if asked is None else {_kind_of_alpha(alpha, rank, asked) for alpha, rank in telling}
-    if "ss_alpha_pattern" in metadata or "alpha_pattern" in args:
+    if "ss_alpha_pattern" in metadata or not args.keys().isdisjoint(ALPHA_OPTIONS):
         # A pattern gives alphas of its own, of which one may be the asked one times sqrt(rank) by chance.
         kinds &= {"raw"}
     if asked is None or not kinds:
