@@ -72,9 +72,6 @@ def way_out(name: str, known: Collection[str]) -> str:
 
 KAIMING, ORTHOGONAL, PISSA = "kaiming", "orthogonal", "pissa"
 NATIVE, STANDARD = "native", "standard"
-NO_SLICES_WITH_GGPO = (
-    "ggpo_sigma and ggpo_beta cannot be combined with split_qkv and split_dims; leave one of the two pairs out"
-)
 _PISSA_NITER = re.compile(rf"{PISSA}_niter_(\d+)")
 
 
@@ -455,12 +452,9 @@ def parse(
     dropout = values.pop("dropout")
     if neuron_dropout is not None:
         dropout = read_probability("neuron_dropout (--network_dropout)", neuron_dropout)
-    arguments = NetworkArguments(
+    return NetworkArguments(
         neuron_dropout=dropout,
         given=frozenset(given),
         extra={name: values.pop(name) for name in extra or {}},
         **values,
     )
-    if arguments.has_ggpo and (arguments.split_qkv or arguments.split_dims):
-        raise ValueError(NO_SLICES_WITH_GGPO)
-    return arguments

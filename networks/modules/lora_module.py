@@ -20,12 +20,12 @@ from ..kernels.base_weight import is_plain
 from ..kernels.coded_weight import device_of, is_coded
 from ..kernels.fused_lora import fused_gain, fused_linear
 from ..kernels.half_precision import is_traced
-from ..network_args import KAIMING, NO_SLICES_WITH_GGPO, ORTHOGONAL
+from ..network_args import KAIMING, ORTHOGONAL
 from .adapter_module import AdapterModule
 from .base_forward import CONVOLUTIONS, check_dora, linear_sizes, weight_shape
 from .dora_layer import DoRALayer
 from .masks import RankMask, drop_ranks, is_training_step
-from .perturbation import Perturbation
+from .perturbation import NO_SLICES, Perturbation
 
 # Where factors are before a trainer moves them, whatever it has chosen for what it makes itself: a seed draws the same
 # numbers, and under the device meta there would be none.
@@ -213,7 +213,7 @@ class LoRAModule(AdapterModule):
 
     def _create_perturbation(self, base: nn.Module, sigma: float, beta: float) -> Perturbation:
         if self.split_dims:
-            raise ValueError(f"{self.lora_name}: {NO_SLICES_WITH_GGPO}")
+            raise ValueError(f"{self.lora_name}: {NO_SLICES}")
         if device_of(base).type == "meta":
             raise ValueError(
                 f"{self.lora_name}: ggpo_sigma and ggpo_beta need the base's weights, which are not loaded yet"

@@ -20,6 +20,7 @@ from lora_inspect.maths import dora
 from ..kernels.base_weight import true_weight
 from .base_forward import CONVOLUTIONS, convolve_as, is_transposed, weight_shape
 
+NO_SLICES = "ggpo_sigma and ggpo_beta cannot be combined with split_qkv and split_dims; leave one of the two pairs out"
 _SAMPLED_ROWS = 1000
 
 

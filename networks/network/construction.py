@@ -10,6 +10,7 @@ from torch import nn
 from ..files.file_names import module_name
 from ..modules.base_forward import CONVOLUTIONS, weight_shape
 from ..modules.lora_module import LoRAModule
+from ..modules.perturbation import NO_SLICES
 from ..modules.pissa import PissaModule
 from ..network_args import KAIMING, ORTHOGONAL, PISSA, NetworkArguments, read_alpha, read_rank
 from .targets import TargetLayer
@@ -33,6 +34,12 @@ def refuse_options(module_class: Any, options: NetworkArguments) -> None:
             reader = getattr(module_class, "reader", None)
             title = reader.algorithm.title if reader else module_class.__name__
             raise ValueError(f"{name} is not for {title}; leave it out")
+
+
+def refuse_slices_with_noise(options: NetworkArguments) -> None:
+    """Raise ValueError for GGPO with options of slices, whether a layer has these or not."""
+    if options.has_ggpo and (options.split_qkv or options.split_dims):
+        raise ValueError(NO_SLICES)
 
 
 def check_model(unet: nn.Module | None) -> nn.Module:

@@ -107,6 +107,7 @@ class LoRANetwork(NetworkWeights):
         self.loraplus_text_encoder_lr_ratio = options.loraplus_text_encoder_lr_ratio
         construction.check_model(unet)
         construction.refuse_options(module_class, options)
+        construction.refuse_slices_with_noise(options)
         self.module_class = construction.choose_class(module_class, options.init_lora_weights)
         self.module_kwargs = read_keywords("module_kwargs", module_kwargs or {})
         self.rank_mask = RankMask(options.tlora_min_rank, options.tlora_alpha) if options.use_tlora else None

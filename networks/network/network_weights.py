@@ -28,6 +28,8 @@ from .targets import LeftOut
 
 logger = logging.getLogger(__name__)
 
+_PEFT = "peft"
+
 
 class NetworkWeights(nn.Module):
     """The weights of a network with the modules `unet_loras` and `text_encoder_loras`.
@@ -93,7 +95,10 @@ class NetworkWeights(nn.Module):
         in `peft_config`; diffusers and ai-toolkit have none, and the scale is in up. Raises ValueError for other names,
         for tensors that the program has no name for, and for modules without a magnitude that PEFT would give one.
         """
-        self._check_magnitudes(names)
+        if problem := self._magnitude_problem(names):
+            if names == _PEFT:
+                raise ValueError(problem)
+            logger.warning(problem)
         return self._names(names).to_program(self._standard_tensors())
 
     def load_state_dict_as(self, names: str, tensors: Mapping[str, Tensor]) -> Any:
@@ -109,23 +114,25 @@ class NetworkWeights(nn.Module):
 
         Raises ValueError if PEFT has no names for the network, and if it would give magnitudes to modules without.
         """
+        if problem := self._magnitude_problem(_PEFT):
+            raise ValueError(problem)
         tensors = self._standard_tensors()
-        self._names("peft").to_program(tensors)
-        self._check_magnitudes("peft")
+        self._names(_PEFT).to_program(tensors)
         return state_names.peft_config(tensors, self._paths)
 
-    def _check_magnitudes(self, program: str) -> None:
-        """Raise ValueError if PEFT, with `use_dora` for all modules, would give magnitudes to some without.
+    def _magnitude_problem(self, program: str) -> str:
+        """Return the problem of modules without a magnitude beside modules with one, or "" if a program has none.
 
-        It starts those from the norms of the base, and divides by the norms of base and change.
+        PEFT's `use_dora` is for all modules. It sets the missing magnitudes to the norms of the base, and divides by
+        the norms of base and change.
         """
         plain = [lora for lora in self.loras if not getattr(lora, "use_dora", False)]
-        if program != "peft" or not plain or len(plain) == len(self.loras):
-            return
-        raise ValueError(
-            f"names={program!r}: use_dora of PEFT is for all modules, but DoRA is off for "
-            f"{reading.count(plain, 'modules')} of {len(self.loras)}: "
-            f"{reading.some_of([lora.lora_name for lora in plain])}; {summary.way_to_dora(plain)}"
+        if program not in (_PEFT, "diffusers") or not plain or len(plain) == len(self.loras):
+            return ""
+        return (
+            f"names={program!r}: PEFT would use DoRA on all {len(self.loras)} modules, but it is off on "
+            f"{reading.count(plain, 'modules')}: {reading.some_of([lora.lora_name for lora in plain])}; "
+            f"{summary.way_to_dora(plain)}"
         )
 
     def _names(self, program: str) -> StateNames:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils import parametrizations, weight_norm
 
-from networks import loha, lokr, lora, oft
+from networks import adapt, loha, lokr, lora, oft
 from networks.modules.base_forward import follows_its_weight
 from networks.modules.lora_module import LoRAModule
 from networks.modules.module_merging import LoRAInfModule
@@ -257,10 +257,34 @@ def test_dora_on_a_class_of_another_forward_is_refused():
 
 
 def test_dora_and_pissa_on_codes_without_known_values_are_refused():
-    with pytest.raises(ValueError, match=r"stored as ClosedCodes of torch\.float32, but its values are unknown"):
+    values = r"stored as ClosedCodes of torch\.float32, but its values are unknown"
+    with pytest.raises(ValueError, match=rf"^x: use_dora needs .*{values}"):
         LoRAModule("x", LINEARS["closed codes"](), use_dora=True).apply_to()
-    with pytest.raises(ValueError, match="but its values are unknown"):
+    with pytest.raises(ValueError, match=rf"^x: use_dora needs .*{values}"):
+        loha.LoHaModule("x", LINEARS["closed codes"](), use_dora=True).apply_to()
+    with pytest.raises(ValueError, match=rf"^x: init_lora_weights=pissa needs .*{values}"):
         PissaModule("x", LINEARS["closed codes"]()).apply_to()
+    with pytest.raises(ValueError, match=rf"^x: ggpo_sigma needs .*{values}"):
+        LoRAModule("x", LINEARS["closed codes"](), ggpo_sigma=1.0, ggpo_beta=1.0)
+
+
+class Int8Linear(nn.Module):
+    """A layer with a product of its own codes, whose rule is unknown."""
+
+    def __init__(self):
+        super().__init__()
+        self.in_features = self.out_features = 8
+        self.bias = None
+        self.register_buffer("weight", torch.ones(8, 8, dtype=torch.int8))
+
+    def forward(self, x):
+        return nn.functional.linear(x, self.weight.float())
+
+
+@pytest.mark.parametrize(("options", "name"), [({"dora": True}, "use_dora"), ({"init_lora_weights": "pissa"}, "pissa")])
+def test_option_that_needs_values_names_layer_of_codes(options, name):
+    with pytest.raises(ValueError, match=f"lora_unet_1: .*{name}.*exclude_patterns"):
+        adapt(nn.Sequential(nn.Linear(8, 8), Int8Linear()), rank=2, **options)
 
 
 @pytest.mark.numeric

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from networks import loha, lokr, lora, lora_wan, oft
+from networks import adapt, loha, lokr, lora, lora_krea2, lora_wan, oft
 from networks.network.network import LoRANetwork
 
 
@@ -42,6 +42,21 @@ def test_a_negative_alpha_of_a_file_stands(make_model):
 def test_a_rank_that_is_none_names_network_dim(make_model, dim):
     with pytest.raises(ValueError, match="network_dim="):
         create(make_model(), dim=dim)
+
+
+@pytest.mark.parametrize("kind", ["create_network", "trainer", "adapt"])
+def test_rank_and_alpha_as_text_are_numbers(make_model, kind):
+    calls = {
+        "create_network": lambda dim, alpha: create(make_model(), dim=dim, alpha=alpha),
+        "trainer": lambda dim, alpha: lora_krea2.create_arch_network(1.0, dim, alpha, None, None, make_model()),
+        "adapt": lambda dim, alpha: adapt(make_model(), rank=dim, alpha=alpha),
+    }
+    network = calls[kind]("4", " 2 ")
+    assert {(module.lora_dim, module.scale) for module in network.unet_loras} == {(4, 0.5)}
+    assert (network.lora_dim, network.alpha) == (4, 2.0)
+    name = "rank" if kind == "adapt" else "network_dim"
+    with pytest.raises(ValueError, match=f"^{name}='four': a whole number"):
+        calls[kind]("four", 1.0)
 
 
 # Options that give a million ranks, and what the error has to begin with.

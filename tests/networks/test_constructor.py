@@ -14,6 +14,10 @@ OPTIONS = {
     "use_rslora": "True",
     "init_lora_weights": "orthogonal",
     "loraplus_lr_ratio": "4",
+    "loraplus_unet_lr_ratio": "4",
+    "loraplus_text_encoder_lr_ratio": "4",
+    "ggpo_sigma": "0.1",
+    "ggpo_beta": "0.2",
     "rank_dropout": "0.2",
     "module_dropout": "0.3",
     "conv_dim": "6",
@@ -31,7 +35,13 @@ OPTIONS = {
     "tlora_alpha": "2",
 }
 # What says more of another option, which has to be there.
-NEEDED = {"include_patterns": "exclude_patterns", "tlora_min_rank": "use_tlora", "tlora_alpha": "use_tlora"}
+NEEDED = {
+    "include_patterns": "exclude_patterns",
+    "tlora_min_rank": "use_tlora",
+    "tlora_alpha": "use_tlora",
+    "ggpo_sigma": "ggpo_beta",
+    "ggpo_beta": "ggpo_sigma",
+}
 
 
 def facts(network):
@@ -48,12 +58,14 @@ def facts(network):
             lora.module_dropout,
             lora.split_dims,
             lora.use_dora,
+            lora.perturbation and (lora.perturbation.sigma, lora.perturbation.beta),
         )
         for lora in network.unet_loras
     ]
     mask = network.rank_mask and (network.rank_mask.min_rank, network.rank_mask.alpha)
     more = (mask, network.init_lora_weights, network.rank_pattern, network.alpha_pattern, network.option_metadata)
-    rates = (network.loraplus_lr_ratio, network.lr_pattern)
+    ratios = (network.loraplus_lr_ratio, network.loraplus_unet_lr_ratio, network.loraplus_text_encoder_lr_ratio)
+    rates = (ratios, network.lr_pattern)
     return modules, more, network.save_format, rates, sorted(network.state_dict())
 
 

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 
 import pytest
 import torch
@@ -233,7 +234,7 @@ def rename(old, new):
         (rename("lora_unet_", "lora_te_"), "no module of the weights is in the network"),
         (
             rename("blocks_0_img_mod", "blocks_7_img_mod"),
-            "1 module of the weights are not in the network: lora_unet_blocks_7",
+            "1 module of the weights is not in the network: lora_unet_blocks_7",
         ),
         (rename("blocks_0_img_mod.lora_up", "blocks_0_img_mod.hada_up"), "cannot be used"),
         (
@@ -402,6 +403,51 @@ def test_a_flag_without_a_single_value_is_named(make_model, saved):
         file = saved(lambda weights, shape=shape: weights | {"use_rslora_flag": torch.zeros(shape)})
         with pytest.raises(ValueError, match=r"use_rslora_flag has shape \[\d\]"):
             lora.create_network_from_weights(1.0, file, None, None, make_model())
+
+
+def damaged_files(folder, weights):
+    """Files of no weights by name, in both kinds."""
+    save_file(weights, folder / "whole.safetensors")
+    torch.save(weights, folder / "whole.pt")
+    texts = {"empty": b"", "text": b"<html>no such file</html>" * 20}
+    for ending, cut in (("safetensors", (50, -100)), ("pt", (50, -200))):
+        whole = (folder / f"whole.{ending}").read_bytes()
+        contents = {**texts, "head": whole[: cut[0]], "cut": whole[: cut[1]]}
+        for name, content in contents.items():
+            (folder / f"{name}.{ending}").write_bytes(content)
+
+
+@pytest.mark.parametrize("ending", ["safetensors", "pt"])
+@pytest.mark.parametrize("name", ["empty", "text", "head", "cut"])
+def test_damaged_file_is_named(make_model, tmp_path, name, ending):
+    network = create(make_model())
+    damaged_files(tmp_path, network.state_dict())
+    file = str(tmp_path / f"{name}.{ending}")
+    kind = r"\.safetensors file" if ending == "safetensors" else r"file of torch\.save"
+    message = rf"^{re.escape(file)}: no whole {kind}.*; copy or download it again$"
+    for read in (network.load_weights, from_file(make_model())):
+        with pytest.raises(ValueError, match=message) as raised:
+            read(file)
+        assert str(raised.value).count(file) == 1
+
+
+def from_file(model):
+    return lambda file: lora.create_network_from_weights(1.0, file, None, None, model)
+
+
+def test_pickle_of_objects_is_refused_without_torch_advice(make_model, tmp_path):
+    file = str(tmp_path / "objects.pt")
+    torch.save({"lora_unet_embed": torch.nn.Linear(2, 2)}, file)
+    for read in (create(make_model()).load_weights, from_file(make_model())):
+        with pytest.raises(ValueError, match=rf"^{re.escape(file)}: it holds objects of torch\.nn\.") as raised:
+            read(file)
+        assert "weights_only" not in str(raised.value)
+
+
+@pytest.mark.parametrize("ending", ["safetensors", "pt"])
+def test_missing_file_is_not_found(make_model, tmp_path, ending):
+    with pytest.raises(FileNotFoundError, match=f"missing.{ending}"):
+        create(make_model()).load_weights(str(tmp_path / f"missing.{ending}"))
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes with names")

@@ -108,7 +108,7 @@ def test_an_unknown_option_names_the_nearest(unknown, nearest):
         ("use_DoRA", "did you mean 'use_dora'?"),
         ("conv_rank", "did you mean 'conv_dim'?"),
         ("conv_lora_dim", "did you mean 'conv_dim'?"),
-        ("loraplus_unet_lr_ratio", "did you mean 'loraplus_lr_ratio'?"),
+        ("lora_plus_ratio", "did you mean 'loraplus_lr_ratio'?"),
         ("network_dropout", "did you mean 'dropout'?"),
         ("lora_rank", "it is --network_dim of the trainer"),
         ("lora_alpha", "it is --network_alpha of the trainer"),

@@ -600,6 +600,24 @@ def test_alphas_of_a_scale_are_said_to_have_no_effect(wan, caplog):
     assert "constraint, rescaled: no effect, as the weights already settle that" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("options", "clauses"),
+    [
+        ({}, []),
+        ({"constraint": "0.1"}, ["constraint of 0.1"]),
+        ({"rescaled": "True"}, ["rescaled=True"]),
+        ({"constraint": "0.1", "rescaled": "True"}, ["constraint of 0.1", "rescaled=True"]),
+    ],
+)
+def test_options_that_comfyui_reads_differently_are_one_line(options, clauses, wan, caplog):
+    caplog.set_level(logging.INFO)
+    oft.create_arch_network(1.0, 4, None, None, None, wan(), **options)
+    lines = [record.message for record in caplog.records if "ComfyUI" in record.message]
+    assert len(lines) == bool(clauses)
+    assert all(clause in line for line in lines for clause in clauses)
+    assert any("constraint" in line for line in lines) == ("constraint" in options)
+
+
 @pytest.mark.parametrize("value", ["-1", "nan", "much", True])
 def test_a_constraint_has_to_be_a_number_of_at_least_0(value, wan):
     with pytest.raises(ValueError, match=r"constraint=.*: a number.* was expected"):

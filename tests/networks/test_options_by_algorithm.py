@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 import networks
-from networks import lora_wan
+from networks import lora_sd15, lora_wan
 
 FOLDER = Path(networks.__file__).parent
 DOCUMENTATION = Path(__file__).parents[2] / "docs" / "networks.md"
@@ -53,6 +53,10 @@ CASES = {
     "init_lora_weights=orthogonal": Case("orthogonal"),
     "init_lora_weights=pissa": Case("pissa", NO_KERNELS),
     "loraplus_lr_ratio": Case("4"),
+    "loraplus_unet_lr_ratio": Case("4"),
+    "loraplus_text_encoder_lr_ratio": Case("4", trainer_s={"encoder": True}),
+    "ggpo_sigma": Case("0.5", {"ggpo_beta": "0"}),
+    "ggpo_beta": Case("90", {"ggpo_sigma": "0"}),
     "dropout": Case("0.4"),
     "rank_dropout": Case("0.4"),
     "module_dropout": Case("0.99"),
@@ -71,6 +75,14 @@ CASES = {
 }
 
 
+class CLIPMLP(nn.Module):
+    """A text encoder of networks that sd-scripts knows, for the one option that is about those."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(48, 48)
+
+
 class WanAttentionBlock(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -83,18 +95,26 @@ class WanAttentionBlock(nn.Module):
         return self.point(torch.tanh(self.conv(image))).flatten(2).transpose(1, 2)
 
 
-def effects(module, options, log, folder, dim=2, alpha=3.0, dropout=None, norm=None, weights=None):
+class Transformer2DModel(WanAttentionBlock):
+    pass
+
+
+def effects(module, options, log, folder, dim=2, alpha=3.0, dropout=None, norm=None, encoder=False, weights=None):
     """All that a network made with the options, or with them and `weights`, is seen to do."""
     torch.manual_seed(3)
-    model, x = nn.Sequential(WanAttentionBlock()).requires_grad_(False), torch.randn(2, 8, 48)
+    block = Transformer2DModel() if encoder else WanAttentionBlock()
+    model, x = nn.Sequential(block).requires_grad_(False), torch.randn(2, 8, 48)
+    encoders = [CLIPMLP()] if encoder else None
     if module is not lora_wan:
-        options = {"architecture": "wan", **options}
+        options = {"architecture": "sd15" if encoder else "wan", **options}
+    elif encoder:
+        module = lora_sd15
     log.clear()
     if weights is None:
-        network = module.create_arch_network(1.0, dim, alpha, None, None, model, neuron_dropout=dropout, **options)
+        network = module.create_arch_network(1.0, dim, alpha, None, encoders, model, neuron_dropout=dropout, **options)
     else:
-        network = module.create_arch_network_from_weights(1.0, weights, unet=model, **options)
-    network.apply_to(None, model)
+        network = module.create_arch_network_from_weights(1.0, weights, encoders, model, **options)
+    network.apply_to(encoders, model)
     seen = {"start": {key: tensor.clone() for key, tensor in network.state_dict().items()}}
     with torch.no_grad():
         for name, parameter in network.named_parameters():
@@ -111,6 +131,10 @@ def effects(module, options, log, folder, dim=2, alpha=3.0, dropout=None, norm=N
     seen["output"] = {"": model(x)}
     network.train()
     network.set_timestep_mask([0.2, 0.7])
+    if "ggpo_sigma" in options:
+        model(x).square().sum().backward()
+        network.update_grad_norms()
+        network.update_norms()
     seen["step"] = {"": model(x)}
     seen["log"] = list(log.messages)
     return seen

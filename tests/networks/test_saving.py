@@ -123,6 +123,27 @@ def test_a_save_in_whole_numbers_writes_zeros(make_model, tmp_path, dtype, endin
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("ending", ["safetensors", "pt"])
+@pytest.mark.parametrize(
+    ("dtype", "metadata", "message"),
+    [
+        ("much", None, "dtype='much': a torch.dtype was expected"),
+        (16, None, "dtype=16: a torch.dtype was expected"),
+        (None, {"ss_steps": 1, 7: "steps"}, "metadata has the key 7, but texts were expected"),
+        (None, ["steps"], "metadata is a list, but a dict of texts was expected"),
+    ],
+)
+def test_save_with_unusable_argument_keeps_file(make_model, tmp_path, ending, dtype, metadata, message):
+    file = tmp_path / f"adapter.{ending}"
+    network = create(make_model())
+    network.save_weights(file, None, None)
+    before = file.read_bytes()
+    with pytest.raises(TypeError, match=rf"adapter\.{ending}: {message}"):
+        network.save_weights(file, dtype, metadata)
+    assert file.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [file]
+
+
 @pytest.mark.parametrize("dtype", [torch.int8, torch.complex64])
 @pytest.mark.parametrize("multiplier", [0.0, 1.0])
 def test_a_merge_in_whole_numbers_is_refused(make_model, dtype, multiplier):
