@@ -233,7 +233,7 @@ def open_weights(file: str) -> tuple[dict[str, Tensor], dict[str, str]]:
             weights = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
             metadata = opened.metadata() or {}
     except SafetensorError as error:
-        raise ValueError(f"{file}: no whole .safetensors file ({error}); copy or download it again") from None
+        raise ValueError(f"{file}: no complete .safetensors file ({error}); copy or download it again") from None
     try:
         _refuse_odd_numbers(weights)
     except ValueError as error:
@@ -259,7 +259,7 @@ def _open_saved_by_torch(file: str) -> dict[str, Tensor]:
                     f"{file}: it holds objects of {shortened(kind[1])}, whose loading could run any code; save only "
                     "the weights of the network"
                 ) from None
-            raise ValueError(f"{file}: no whole file of torch.save; copy or download it again") from None
+            raise ValueError(f"{file}: no complete file of torch.save; copy or download it again") from None
     if not isinstance(weights, Mapping) or not all(
         isinstance(key, str) and isinstance(tensor, Tensor) for key, tensor in weights.items()
     ):

@@ -1,13 +1,19 @@
 """sd-scripts' options for kinds of layers and numbered blocks of FLUX.1, Stable Diffusion 3 and Lumina-Image 2.0."""
 
+import json
 import math
+import re
 
 import pytest
 import torch
+from safetensors import safe_open
 from torch import nn
 
-from networks import loha, lora_flux, lora_lumina, lora_sd3
+from lora_inspect import open_adapter
+from lora_inspect.architectures.trained import trained
+from networks import loha, lora_anima, lora_flux, lora_lumina, lora_sd3, oft
 from networks.modules.lora_module import LoRAModule
+from networks.network.layer_options import options_of
 
 
 def block(name, *paths, convolutions=()):
@@ -242,3 +248,108 @@ def test_other_algorithms_take_the_same_options():
 def test_an_option_that_cannot_be_used_is_an_error(options, message):
     with pytest.raises(ValueError, match=message):
         ranks(lora_flux, flux(), **options)
+
+
+def anima():
+    model = nn.Module()
+    layers = ("self_attn.q_proj", "cross_attn.q_proj", "mlp.layer1")
+    model.blocks = nn.ModuleList(block("Block", *layers) for _ in range(2))
+    return model
+
+
+# The family, and the text in which sd-scripts looks for an expression: `re.search` in names, `re.fullmatch` of paths.
+REG_FAMILIES = {
+    "anima": (lora_anima, anima, lambda expression, path: re.fullmatch(expression, path)),
+    "flux": (
+        lora_flux,
+        flux,
+        lambda expression, path: re.search(expression, "lora_unet_" + path.replace(".", "_")),
+    ),
+}
+REG_ALPHAS = [
+    ".*attn.*=8,.*mlp.*=0.5",
+    "attn=8",
+    ".*self_attn.*=8,.*attn.*=2,.*=5",
+    r"blocks\.0.*=0,img_attn=3, .*1.*=7,",
+    "double_blocks_1=6,linear1$=0.25",
+]
+
+
+def pairs_of(text):
+    return [pair.strip().rsplit("=", 1) for pair in text.split(",") if pair.strip()]
+
+
+@pytest.mark.parametrize("dims", [None, ".*attn.*=2,.*mlp.*=0"])
+@pytest.mark.parametrize("alphas", REG_ALPHAS)
+@pytest.mark.parametrize("family", REG_FAMILIES)
+def test_alpha_is_that_of_first_matching_expression(family, alphas, dims):
+    """Ranks have expressions of their own; alpha 0 makes the scale 1."""
+    module, make, is_match = REG_FAMILIES[family]
+    options = {"network_reg_alphas": alphas} | ({"network_reg_dims": dims} if dims else {})
+    network = module.create_network(1.0, 4, 3.0, None, None, make(), **options)
+    plain = module.create_network(1.0, 4, 3.0, None, None, make())
+    expected = {}
+    for path in (plain._paths[lora.lora_name] for lora in plain.unet_loras):
+        rank = next((int(number) for text, number in pairs_of(dims or "") if is_match(text, path)), 4)
+        alpha = next((float(number) for text, number in pairs_of(alphas) if is_match(text, path)), 3.0)
+        if rank:
+            expected[path] = (rank, alpha or float(rank))
+    assert {
+        network._paths[lora.lora_name]: (lora.lora_dim, float(lora.alpha)) for lora in network.unet_loras
+    } == expected
+
+
+def test_alpha_pattern_goes_before_expressions():
+    options = {"alpha_pattern": "{'.*qkv': 9}", "network_reg_alphas": "img_attn=2,mlp=5"}
+    network = lora_flux.create_network(1.0, 4, 3.0, None, None, flux(), **options)
+    alphas = {network._paths[lora.lora_name]: float(lora.alpha) for lora in network.unet_loras}
+    assert {path: alpha for path, alpha in alphas.items() if "qkv" in path or "mlp" in path} == {
+        path: 9.0 if "qkv" in path else 5.0 for path in alphas if "qkv" in path or "mlp" in path
+    }
+
+
+def test_alpha_expression_without_layer_is_logged(caplog):
+    lora_flux.create_network(1.0, 4, 3.0, None, None, flux(), network_reg_alphas="attn=1,img_attn=2,nothing=3")
+    for expression in ("img_attn", "nothing"):
+        assert f"network_reg_alphas: '{expression}' matches no layer" in caplog.text
+
+
+@pytest.mark.parametrize("value", ["mlp", "mlp=many", "mlp=-1", "(=4", "mlp=nan"])
+def test_alpha_expression_that_cannot_be_read_is_refused(value):
+    with pytest.raises(ValueError, match=r"^network_reg_alphas"):
+        lora_flux.create_network(1.0, 4, 3.0, None, None, flux(), network_reg_alphas=value)
+
+
+def test_every_module_with_ranks_by_expression_has_alphas():
+    for architecture in trained():
+        assert {"network_reg_dims", "network_reg_alphas", "network_reg_lrs"} <= options_of(architecture).keys()
+
+
+def test_alphas_by_expression_have_no_effect_on_weights(caplog):
+    weights = lora_flux.create_network(1.0, 4, 3.0, None, None, flux()).state_dict()
+    network = lora_flux.create_arch_network_from_weights(1.0, weights, unet=flux(), network_reg_alphas="attn=8")
+    assert {float(lora.alpha) for lora in network.unet_loras} == {3.0}
+    assert "network_reg_alphas: no effect, as the weights already settle that" in caplog.text
+
+
+def test_alphas_by_expression_have_no_effect_on_oft(caplog):
+    caplog.set_level("INFO")
+    oft.create_network(1.0, 4, None, None, None, flux(), architecture="flux", network_reg_alphas="attn=8")
+    assert "network_reg_alphas: no effect, as OFT has no scale" in caplog.text
+
+
+@pytest.mark.parametrize("form", ["native", "standard"])
+def test_file_of_alphas_by_expression_is_read_with_its_scales(form, tmp_path):
+    """Alphas that differ from the requested one are no contradiction of RS-LoRA."""
+    options = {"network_reg_alphas": "img_attn=8,txt_attn=5", "use_rslora": "True", "save_format": form}
+    network = lora_flux.create_network(1.0, 4, 3.0, None, None, flux(), **options)
+    file = tmp_path / "adapter.safetensors"
+    args = json.dumps({name: value for name, value in options.items() if name != "save_format"})
+    metadata = {"ss_network_module": "networks.lora_flux", "ss_network_dim": "4", "ss_network_alpha": "3.0"}
+    network.save_weights(file, None, {**metadata, "ss_network_args": args})
+    scales = {module.key: module.scale for module in open_adapter(file).modules}
+    expected = {lora.lora_name: lora.scale for lora in network.unet_loras}
+    assert scales == pytest.approx(expected)
+    with safe_open(file, framework="pt") as opened:
+        stored = json.loads(opened.metadata()["ss_network_args"])
+    assert ("network_reg_alphas" in stored) == (form == "native")

@@ -424,7 +424,7 @@ def test_damaged_file_is_named(make_model, tmp_path, name, ending):
     damaged_files(tmp_path, network.state_dict())
     file = str(tmp_path / f"{name}.{ending}")
     kind = r"\.safetensors file" if ending == "safetensors" else r"file of torch\.save"
-    message = rf"^{re.escape(file)}: no whole {kind}.*; copy or download it again$"
+    message = rf"^{re.escape(file)}: no complete {kind}.*; copy or download it again$"
     for read in (network.load_weights, from_file(make_model())):
         with pytest.raises(ValueError, match=message) as raised:
             read(file)

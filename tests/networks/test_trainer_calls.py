@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 import lora_inspect
-from networks import lora, lora_wan
+from networks import lora, lora_flux, lora_wan
 from networks.lora import LoRANetwork
 
 ROOT = Path(lora_inspect.__file__).parents[1]
@@ -231,8 +231,10 @@ def sd_scripts_run(module, model, folder, weights=None, dim_from_weights=False, 
             for parameter in network.parameters():
                 assert parameter.grad is not None
             accelerator.clip_grad_norm_(unwrapped.get_trainable_params(), 1.0)
-            # What only some networks have is asked for first.
-            assert not any(hasattr(network, name) for name in ("update_grad_norms", "update_norms", "weight_norms"))
+            network.update_grad_norms()
+            network.update_norms()
+            norms = (network.weight_norms(), network.grad_norms(), network.combined_weight_norms())
+            assert all((norm is not None) == ("ggpo_sigma" in network_args) for norm in norms)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             keys_scaled, mean_norm, maximum_norm = unwrapped.apply_max_norm_regularization(
@@ -280,6 +282,15 @@ def test_sd_scripts_stops_at_an_attribute_of_the_network(tmp_path, post_process,
     resumed, onward, _ = sd_scripts_run(module, other, tmp_path, file, True, post_process, **options)
     assert [lora.lora_dim for lora in resumed.unet_loras] == [lora.lora_dim for lora in network.unet_loras]
     assert onward[0] < losses[0]
+
+
+@pytest.mark.slow
+def test_sd_scripts_trains_with_ggpo(tmp_path):
+    torch.manual_seed(0)
+    model = Flux().eval().requires_grad_(False)
+    network, losses, _ = sd_scripts_run(lora_flux, model, tmp_path, ggpo_sigma="0.1", ggpo_beta="0.1")
+    assert all(module.perturbation.gradient_norms is not None for module in network.unet_loras)
+    assert losses[-1] < losses[0]
 
 
 def test_text_encoders_that_a_trainer_passes_are_not_adapted_in_silence(transformer, caplog):

@@ -220,6 +220,58 @@ def test_peft_computes_with_its_state_dict(kind, x):
     torch.testing.assert_close(wrapped(x), due, atol=1e-5, rtol=1e-5)
 
 
+class ConvolutionModel(nn.Module):
+    """A convolution with a Linear and a fused one behind it."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.proj, self.qkv = nn.Conv2d(3, 8, 3), nn.Linear(8, 8), nn.Linear(8, 24)
+
+    def forward(self, x):
+        return self.qkv(torch.tanh(self.proj(self.conv(x).mean((2, 3)))))
+
+
+PARTIAL_DORA = {
+    "convolution": ({}, "1 module: lora_unet_conv; train with dora_conv=True"),
+    "slices": (
+        {"dora_conv": True, "split_qkv": True},
+        "1 module: lora_unet_qkv; train without split_qkv and split_dims",
+    ),
+    "both": ({"split_qkv": True}, "2 modules: .*; train with dora_conv=True and train without split_qkv"),
+}
+
+
+@pytest.mark.parametrize("case", PARTIAL_DORA)
+def test_peft_is_refused_where_dora_is_off_for_some(case, caplog):
+    options, message = PARTIAL_DORA[case]
+    network = adapt(ConvolutionModel(), rank=2, dora=True, **options)
+    for names_of_peft in (network.peft_config, lambda: network.state_dict_as("peft")):
+        with pytest.raises(ValueError, match=f"names='peft': PEFT would use DoRA on all 3 modules.*{message}"):
+            names_of_peft()
+    caplog.clear()
+    network.state_dict_as("kohya")
+    assert not caplog.text
+    network.state_dict_as("diffusers")
+    assert "names='diffusers': PEFT would use DoRA on all 3 modules" in caplog.text
+
+
+@pytest.mark.numeric
+@pytest.mark.parametrize("options", [{"dora_conv": True}, {"conv_dim": 0}, {"targets": ["proj", "qkv"]}], ids=str)
+def test_peft_computes_dora_of_all_modules(options):
+    import peft
+
+    torch.manual_seed(1)
+    model, x = ConvolutionModel(), torch.randn(4, 3, 6, 6)
+    network = moved(adapt(model, rank=2, dora=True, **options))
+    expected = model(x)
+    config, tensors = network.peft_config(), network.state_dict_as("peft")
+    network.remove()
+    config.pop("peft_type")
+    wrapped = peft.get_peft_model(model, peft.LoraConfig(**config))
+    assert not peft.set_peft_model_state_dict(wrapped, tensors).unexpected_keys
+    torch.testing.assert_close(wrapped(x), expected, atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize("names", ["kohya", "onetrainer", "diffusers"])
 def test_a_saved_state_dict_is_the_file_that_programs_read(names, tmp_path):
     from lora_inspect import open_adapter
