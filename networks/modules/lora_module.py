@@ -258,7 +258,7 @@ class LoRAModule(AdapterModule):
         output = self._changed(input)
         if self.perturbation is None or not self.training:
             return output
-        noise = self.perturbation.output(self.org_module, input, self.lora_up.weight)
+        noise = self.perturbation.output(self.org_module, input, next(self.parameters()))
         return output if noise is None else (output + noise).to(output.dtype)
 
     def _changed(self, input: Tensor) -> Tensor:

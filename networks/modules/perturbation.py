@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from lora_inspect.maths import dora
 
 from ..kernels.base_weight import true_weight
-from .base_forward import CONVOLUTIONS, convolve_as, is_transposed, weight_shape
+from .base_forward import CONVOLUTIONS, convolve_as, is_transposed, linear_sizes, weight_shape
 
 NO_SLICES = "ggpo_sigma and ggpo_beta cannot be combined with split_qkv and split_dims; leave one of the two pairs out"
 _SAMPLED_ROWS = 1000
@@ -72,15 +72,14 @@ class Perturbation:
         """
         if self.combined_norms is None or self.gradient_norms is None:
             return None
-        shape = weight_shape(base)
+        sizes = linear_sizes(base)
+        shape = weight_shape(base) if sizes is None else sizes[::-1]
         deviations = (self.sigma * self.combined_norms + self.beta * self.gradient_norms**2) / math.sqrt(shape[0])
         noise = torch.randn(shape, dtype=factor.dtype, device=factor.device)
         noise.mul_(deviations.to(factor.device).view(-1, *[1] * (len(shape) - 1)))
         if not torch.is_autocast_enabled(input.device.type):
             input = input.to(noise.dtype)
-        if isinstance(base, CONVOLUTIONS):
-            return convolve_as(base, input, noise)
-        return input @ noise.t()
+        return convolve_as(base, input, noise) if isinstance(base, CONVOLUTIONS) else input @ noise.t()
 
 
 def _mean_row_norm(base: nn.Module) -> Tensor:
@@ -88,7 +87,8 @@ def _mean_row_norm(base: nn.Module) -> Tensor:
     weight = true_weight(base, torch.float32).flatten(1)
     rows = weight.t() if is_transposed(base) else weight
     chosen = torch.randperm(rows.shape[0], device="cpu")[:_SAMPLED_ROWS]
-    return torch.linalg.vector_norm(rows[chosen.to(rows.device)], dim=1).mean().cpu()
+    norms: Tensor = torch.linalg.vector_norm(rows[chosen.to(rows.device)], dim=1)
+    return norms.mean().cpu()
 
 
 def mean_norms(perturbations: Iterable[Perturbation], name: str) -> Tensor | None:

@@ -95,11 +95,12 @@ class NetworkWeights(nn.Module):
         in `peft_config`; diffusers and ai-toolkit have none, and the scale is in up. Raises ValueError for other names,
         for tensors that the program has no name for, and for modules without a magnitude that PEFT would give one.
         """
+        named = self._names(names).to_program(self._standard_tensors())
         if problem := self._magnitude_problem(names):
             if names == _PEFT:
                 raise ValueError(problem)
             logger.warning(problem)
-        return self._names(names).to_program(self._standard_tensors())
+        return named
 
     def load_state_dict_as(self, names: str, tensors: Mapping[str, Tensor]) -> Any:
         """Load tensors of `state_dict_as`; errors as those of `load_weights`, and ValueError for foreign keys."""
@@ -114,10 +115,10 @@ class NetworkWeights(nn.Module):
 
         Raises ValueError if PEFT has no names for the network, and if it would give magnitudes to modules without.
         """
-        if problem := self._magnitude_problem(_PEFT):
-            raise ValueError(problem)
         tensors = self._standard_tensors()
         self._names(_PEFT).to_program(tensors)
+        if problem := self._magnitude_problem(_PEFT):
+            raise ValueError(problem)
         return state_names.peft_config(tensors, self._paths)
 
     def _magnitude_problem(self, program: str) -> str:

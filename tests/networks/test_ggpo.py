@@ -8,6 +8,7 @@ import copy
 import pytest
 import torch
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from networks import adapt, loha, lora_flux
 from networks.modules.lora_module import LoRAModule
@@ -288,6 +289,22 @@ def test_noise_of_convolution_has_shape_of_weight(layer):
     with torch.no_grad():
         layer.weight.add_(torch.randn(layer.weight.shape) * SIGMA * norm / 8**0.5)
     torch.testing.assert_close(found, layer(x), rtol=1e-4, atol=1e-5)
+
+
+def test_noise_of_transposed_weight_follows_its_outputs():
+    torch.manual_seed(2)
+    layer, x = Conv1D(20, 12), torch.randn(7, 12)
+    network = adapt(nn.Sequential(layer), rank=2, ggpo_sigma=SIGMA, ggpo_beta=0.0)
+    network.train()
+    plain = layer(x).double()
+    layer(x).square().mean().backward()
+    network.update_grad_norms()
+    network.update_norms()
+    torch.manual_seed(5)
+    noisy = layer(x).double()
+    torch.manual_seed(5)
+    noise = torch.randn(20, 12).double() * SIGMA * row_norms(layer.weight.T).mean() / 20**0.5
+    torch.testing.assert_close(noisy - plain, x.double() @ noise.T, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

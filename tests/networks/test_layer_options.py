@@ -351,5 +351,9 @@ def test_file_of_alphas_by_expression_is_read_with_its_scales(form, tmp_path):
     expected = {lora.lora_name: lora.scale for lora in network.unet_loras}
     assert scales == pytest.approx(expected)
     with safe_open(file, framework="pt") as opened:
-        stored = json.loads(opened.metadata()["ss_network_args"])
-    assert ("network_reg_alphas" in stored) == (form == "native")
+        stored = opened.metadata()
+    assert ("network_reg_alphas" in json.loads(stored["ss_network_args"])) == (form == "native")
+    if form == "native":
+        alphas = {network._paths[lora.lora_name]: float(lora.alpha) for lora in network.unet_loras}
+        expected = {re.escape(path): alpha for path, alpha in alphas.items() if alpha != 3.0}
+        assert json.loads(stored["ss_alpha_pattern"]) == expected

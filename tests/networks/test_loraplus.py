@@ -166,6 +166,7 @@ def test_prodigy_names_ratio_of_trained_part(name):
     with pytest.raises(ValueError, match=f"^{name}: Prodigy finds one learning rate"):
         network.prepare_network(args)
     network_of(**{name: "1"}).prepare_network(args)
+    network_of(**{name: "4"}, lr_pattern="{'.*': 0}").prepare_network(args)
     if name == NAMES[2]:
         args.network_train_unet_only = True
         network.prepare_network(args)
