@@ -86,7 +86,7 @@ def _mean_row_norm(base: nn.Module) -> Tensor:
     """Return the mean norm () of up to 1000 rows of the base's weight, in float32 on the CPU."""
     weight = true_weight(base, torch.float32).flatten(1)
     rows = weight.t() if is_transposed(base) else weight
-    chosen = torch.randperm(rows.shape[0], device="cpu")[:_SAMPLED_ROWS]
+    chosen = torch.randperm(rows.shape[0], dtype=torch.long, device="cpu")[:_SAMPLED_ROWS]
     norms: Tensor = torch.linalg.vector_norm(rows[chosen.to(rows.device)], dim=1)
     return norms.mean().cpu()
 

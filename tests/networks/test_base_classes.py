@@ -282,7 +282,7 @@ class Int8Linear(nn.Module):
 
 
 @pytest.mark.parametrize(("options", "name"), [({"dora": True}, "use_dora"), ({"init_lora_weights": "pissa"}, "pissa")])
-def test_option_that_needs_values_names_layer_of_codes(options, name):
+def test_dora_and_pissa_on_codes_name_layer_and_option(options, name):
     with pytest.raises(ValueError, match=f"lora_unet_1: .*{name}.*exclude_patterns"):
         adapt(nn.Sequential(nn.Linear(8, 8), Int8Linear()), rank=2, **options)
 

@@ -210,7 +210,7 @@ def test_gradient_norms_stay_without_gradients():
 @pytest.mark.parametrize(
     "is_off", [lambda network: network.set_multiplier(0), lambda network: network.set_enabled(False)]
 )
-def test_noise_is_off_with_the_change(is_off):
+def test_noise_is_off_with_change(is_off):
     model, network = stepped()
     x = torch.randn(2, 3, WIDTH)
     is_off(network)
@@ -361,7 +361,7 @@ def test_network_of_weights_has_noise():
 
 
 @pytest.mark.parametrize("option", [{"ggpo_sigma": "-1"}, {"ggpo_beta": "nan"}, {"ggpo_sigma": "much"}])
-def test_option_that_is_no_number_is_refused(option):
+def test_option_without_number_is_refused(option):
     [name] = option
     with pytest.raises(ValueError, match=f"^{name}='"):
         parse(option)

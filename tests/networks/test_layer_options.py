@@ -315,7 +315,7 @@ def test_alpha_expression_without_layer_is_logged(caplog):
 
 
 @pytest.mark.parametrize("value", ["mlp", "mlp=many", "mlp=-1", "(=4", "mlp=nan"])
-def test_alpha_expression_that_cannot_be_read_is_refused(value):
+def test_unreadable_alpha_expression_is_refused(value):
     with pytest.raises(ValueError, match=r"^network_reg_alphas"):
         lora_flux.create_network(1.0, 4, 3.0, None, None, flux(), network_reg_alphas=value)
 

@@ -125,7 +125,7 @@ def test_ratio_of_untrained_model_is_logged(name, caplog):
     assert f"{name}: no effect, as the model is not trained" in caplog.text
 
 
-def test_three_ratios_are_set_as_sd_scripts_sets_them():
+def test_set_loraplus_takes_three_ratios():
     network = network_of()
     network.set_loraplus_lr_ratio(8.0, 2.0, 4.0)
     found = rates_of(network)

@@ -609,7 +609,7 @@ def test_alphas_of_a_scale_are_said_to_have_no_effect(wan, caplog):
         ({"constraint": "0.1", "rescaled": "True"}, ["constraint of 0.1", "rescaled=True"]),
     ],
 )
-def test_options_that_comfyui_reads_differently_are_one_line(options, clauses, wan, caplog):
+def test_oft_options_misread_by_comfyui_are_one_line(options, clauses, wan, caplog):
     caplog.set_level(logging.INFO)
     oft.create_arch_network(1.0, 4, None, None, None, wan(), **options)
     lines = [record.message for record in caplog.records if "ComfyUI" in record.message]

@@ -242,7 +242,7 @@ PARTIAL_DORA = {
 
 
 @pytest.mark.parametrize("case", PARTIAL_DORA)
-def test_peft_is_refused_where_dora_is_off_for_some(case, caplog):
+def test_peft_names_with_partial_dora_are_refused(case, caplog):
     options, message = PARTIAL_DORA[case]
     network = adapt(ConvolutionModel(), rank=2, dora=True, **options)
     for names_of_peft in (network.peft_config, lambda: network.state_dict_as("peft")):
