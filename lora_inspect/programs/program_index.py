@@ -255,6 +255,7 @@ INDEX: Mapping[str, tuple[tuple[Any, ...], ...]] = {
     "peft": (
         ("peft", "PEFT", "0.21.2", {"": "peft"}, False, False, "2026-11-26", {"peft": "0.21.2"}, (((), (), False),)),
     ),
+    "peft_experts": (),
     "sdnext": (
         (
             "sdnext",

@@ -17,6 +17,7 @@ from lora_inspect.files.strict_json import json_number
 from lora_inspect.maths.scaling import RANK_MAJOR
 from lora_inspect.reading.mlx_config import DORA, LORA, PARAMETERS, TYPE, is_mlx_config
 from lora_inspect.reading.packed_experts import INPUT, LAYOUT, MARKS, along, is_of_unsloth
+from lora_inspect.reading.peft.fused_experts import has_fused_layers
 from lora_inspect.reading.peft.peft_config import LORA_TYPE, NARROWING, ModuleSettings, adapted_modules
 from lora_inspect.reading.peft.regex import Steps
 
@@ -83,8 +84,11 @@ def standard_config(
     if not all(map(says.is_parameter, experts)):
         config = {**config, "target_parameters": sorted(experts)}
     targets = config["target_modules"] if covers else sorted(modules)
+    # PEFT refuses the dropout of a training for layers that it makes parameters.
+    undropped = {"lora_dropout": 0.0} if has_fused_layers(modules) else {}
     return {
         **config,
+        **undropped,
         "r": rank,
         "lora_alpha": _number(alpha),
         "rank_pattern": _pattern(ranks, rank),

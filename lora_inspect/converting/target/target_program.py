@@ -44,6 +44,8 @@ from lora_inspect.reading.embeddings import in_words
 from lora_inspect.reading.identify import adapter_candidates, described
 from lora_inspect.reading.keys.groups import group_equal
 from lora_inspect.reading.model.contribution import Contribution, Magnitude, Module
+from lora_inspect.reading.peft.fused_experts import has_fused_layers
+from lora_inspect.schemes.peft import PEFT
 from lora_inspect.schemes.record import EXACT, LOST, Scheme, Writing
 from lora_inspect.sentences import listed, some
 
@@ -332,6 +334,8 @@ def for_program(adapter: Adapter, whole: Adapter, options: ConvertOptions) -> Co
     scheme = _scheme(adapter, program, families)
     norms = norms_in(program, families, schemes.by_name(scheme))
     options = for_loader(replace(options, scheme=scheme, norms=norms), program, families)
+    if scheme == PEFT.name and has_fused_layers(module.name.body for module in adapter.modules.values()):
+        options = replace(options, uniform=True)
     is_settled = options.keep_dora or options.drop_magnitude or options.base is not None
     if not adapter.dora.value or is_settled:
         return options

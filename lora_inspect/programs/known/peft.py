@@ -1,7 +1,7 @@
 """PEFT: a folder with a config that gives each module's target, rank and scale.
 
-Modules that the config does not choose are ignored silently, and so are all other keys. The programs that serve
-language models look for the same folders.
+Modules that the config does not choose are ignored silently, and so are all other keys. `peft_experts` has the rules
+for mixtures of experts. The programs that serve language models look for the same folders.
 
 Sources: `PeftModel.from_pretrained`, `set_peft_model_state_dict` and `check_target_module_exists` of PEFT.
 """
@@ -13,6 +13,7 @@ from typing import Any
 from lora_inspect.architectures import by_name
 from lora_inspect.architectures.patterns import layout_patterns, pattern_of
 from lora_inspect.files.discovery import ADAPTER_CONFIG, PEFT_WEIGHTS
+from lora_inspect.programs.known.peft_experts import FusedExperts
 from lora_inspect.programs.record import (
     COMPUTES,
     HIDING,
@@ -24,6 +25,8 @@ from lora_inspect.programs.record import (
     Loader,
     Program,
     Rule,
+    ScaleOfFile,
+    ScaleRule,
     Strangers,
     intended_scale,
 )
@@ -82,12 +85,19 @@ def _refused(adapter: Adapter) -> str | None:
         return config
     if "peft_type" not in config:
         return "KeyError: 'peft_type'"
-    settings = settings_of(adapter)
+    settings, experts = settings_of(adapter), FusedExperts(adapter, config)
     for contribution in adapter.contributions:
-        rank = contribution.rank
-        if contribution.algorithm.name in _LORA and rank and settings.rank(contribution.config_path) != rank:
+        rank, path = contribution.rank, contribution.config_path
+        if contribution.algorithm.name not in _LORA or not rank or experts.has(path):
+            continue
+        if settings.rank(path) != rank:
             return f"RuntimeError: size mismatch for {contribution.module.key}, as the config gives it another rank"
-    return None
+    return experts.refused()
+
+
+def _obstacle(adapter: Adapter) -> str | None:
+    """Return the reason why PEFT loads not all of a mixture of experts, whatever its config says."""
+    return FusedExperts(adapter, {}).obstacle()
 
 
 def _finds(adapter: Adapter) -> Finder:
@@ -98,13 +108,31 @@ def _finds(adapter: Adapter) -> Finder:
     from lora_inspect.reading.peft.peft_config import adapted_modules
 
     adapts, settings = adapted_modules(config, Steps()), settings_of(adapter)
+    experts = FusedExperts(adapter, config)
 
     def finds(given: Given) -> bool | None:
-        if given.contribution.algorithm.name in (*_TOKENS, *_HELD[:2]):
+        path = given.contribution.config_path
+        if given.contribution.algorithm.name in (*_TOKENS, *_HELD[:2]) or settings.is_parameter(path):
             return True
-        return settings.is_parameter(given.contribution.config_path) or adapts(given.contribution.config_path)
+        return experts.finds(path) if experts.covers(path) else adapts(path)
 
     return finds
+
+
+def _scale(adapter: Adapter) -> ScaleRule:
+    """Return the scale that the file means, but for layers of parameters that of the parameter."""
+    config = config_of(adapter)
+    if isinstance(config, str):
+        return intended_scale
+    experts = FusedExperts(adapter, config)
+    if not experts:
+        return intended_scale
+
+    def scale(given: Given) -> float | None:
+        path = given.contribution.config_path
+        return experts.scale(path) if experts.has(path) else given.contribution.scale
+
+    return scale
 
 
 def replaced_weight(adapter: Adapter) -> str | None:
@@ -131,7 +159,7 @@ _FILE = Rule(
     dialects=("peft", INFIXED),
     kinds=dict.fromkeys((*_LORA, *_TOKENS, *_OTHERS), COMPUTES),
     finds=_finds,
-    scale=intended_scale,
+    scale=ScaleOfFile(_scale),
     magnitudes={".lora_magnitude_vector output": COMPUTES, ".lora_magnitude_vector.weight output": COMPUTES},
     residual=True,
 )
@@ -156,6 +184,7 @@ PROGRAM = Program(
             ),
             strangers=Strangers(SILENT),
             refuses=_refused,
+            never=_obstacle,
             unsure=replaced_weight,
         ),
     ),

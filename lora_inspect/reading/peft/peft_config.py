@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 EMBEDDED_KEY = "lora_adapter_metadata"
 # The `peft_type` of LoRA, which a config without one is of.
 LORA_TYPE = "LORA"
+# The field by which PEFT gives the head of a tied embedding the same change.
+WEIGHT_TYING = "ensure_weight_tying"
 
 _WITH_PEFT = "use it with PEFT"
 _UNBUILT = "which lora-inspect does not support yet; merge it with the program that trained it"
@@ -160,6 +162,11 @@ class ModuleSettings:
         except RefusedKey as key:
             self.refused = f"the key of {field} {key}"
             return None
+
+
+def ties_weights(config: Mapping[str, Any] | None) -> bool:
+    """Return True if a config says that the change of an embedding is that of a head with the same weight, too."""
+    return config is not None and config.get(WEIGHT_TYING) is True
 
 
 def fan_in_fan_out(config: Mapping[str, Any]) -> bool | None:
