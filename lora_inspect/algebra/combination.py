@@ -287,7 +287,7 @@ def _merged(one: MadeModule, weight: MergedWeight, spectrum: Spectrum, rank: int
     found = total_facts([one.facts, weight.facts(rank)]) if one.facts else weight.facts(rank)
     made = replace(one, facts=found, norm=spectrum.norm, lost=float(spectrum.tails[rank]))
     if not rank:
-        return made
+        return filled(made, making) if making.common else made
     if one.module.experts:
         return _stacked(made, spectrum, rank, weight.changes(rank), making)
     (change,) = weight.changes(rank)
@@ -336,7 +336,7 @@ def _of_range(one: MadeModule, found: "Found", making: Making) -> MadeModule:
     norm = math.sqrt(found.squared_norm)
     made = replace(one, norm=norm, lost=found.relative_error * norm)
     if not found.rank:
-        return filled(made, making) if making.initial else made
+        return filled(made, making)
     return _rounded(replace(made, rank=found.rank), Factors.of(found.up, found.down, one.module.shape), making)
 
 
@@ -345,11 +345,11 @@ def _trimmed(
 ) -> MadeModule:
     """Return the module with the factors of the trimmed sum."""
     if not spectrum.rounding:  # the changes cancel each other, and the rest is their rounding
-        return filled(one, making) if making.initial else one
+        return filled(one, making)
     tails, offered = spectrum.tails, RankRule(energy=OFFERED).rank_of(spectrum)
     made = replace(one, rank=rank, norm=float(tails[0]), lost=float(tails[rank]), offered=offered)
     if change is None or trim is None:
-        return made
+        return filled(made, making) if making.common else made
     meant = trim.of(change)
     found = _stored(made, meant, making)
     lost = change.times(_probes_of(meant)[:, :1]) - found.of_meant[:, :1]
@@ -370,7 +370,7 @@ def _stored(one: MadeModule, meant: Factors, making: Making) -> "StoredFactors":
 
 def _with_factors(one: MadeModule, found: "StoredFactors", making: Making) -> MadeModule:
     made = replace(one, up=found.up, down=found.down, rounding=math.hypot(one.rounding, found.rounding))
-    return filled(made, making) if making.initial or making.common else made
+    return filled(made, making)
 
 
 class StoredFactors(NamedTuple):
@@ -406,11 +406,15 @@ def stored(meant: Factors, dtype: str, name: str, path: str, times: int = 1) -> 
 
 
 def filled(one: MadeModule, making: Making) -> MadeModule:
-    """Return the module with its rank filled up: columns of up are 0, and rows of down too, or as a training begins."""
+    """Return the module with its rank filled up: columns of up are 0, and rows of down too, or as a training begins.
+
+    A module without a rank has no factors in an output of one rank, but for a single expert, as PEFT needs all of them.
+    """
     rows, columns = matrix_shape(one.module.shape)
     rank = making.common or min(making.initial or 0, rows, columns)
     missing = rank - one.rank
-    if missing <= 0:
+    is_left_out = making.common and not one.rank and not one.module.is_single_expert
+    if missing <= 0 or is_left_out:
         return one
     new = numpy.zeros((missing, columns)) if making.common else _initial(one.key, missing, columns)
     drawn = encoded(new, making.dtype)

@@ -21,6 +21,7 @@ from lora_inspect.algebra.options import ENERGY, AverageRequest, CombineRequest,
 from lora_inspect.algebra.output.adapter_output import AdapterOutput
 from lora_inspect.algebra.output.output_modules import Making, PlannedModule, widest
 from lora_inspect.algebra.output.spelling import times_counted
+from lora_inspect.algebra.tied_heads import REPEATED, split_repeated_heads
 from lora_inspect.algorithms.record import WEIGHT
 from lora_inspect.converting.options import LORA, ConvertOptions, ConvertRequest, convert_options
 from lora_inspect.converting.target.target_names import architecture_of
@@ -116,7 +117,9 @@ def plan_sum(
         for one, weight in zip(inputs.adapters, weights or [1.0] * len(inputs.adapters), strict=True)
     ]
     options = _target_options(request, inputs.first)
-    modules, passed = _without_saved(aligned(used, options), inputs)
+    aligned_modules, heads = split_repeated_heads(aligned(used, options))
+    left_out |= {module.module.name.key: REPEATED for module in heads}
+    modules, passed = _without_saved(aligned_modules, inputs)
     merge = _merge_rule(request, inputs)
     base = base_changes(inputs, modules, request, weights)
     is_stabilised = is_resized and request.to is None and inputs.first.rslora.value is True

@@ -139,8 +139,13 @@ class ExtractResult(MadeAdapter):
     difference. `equal` counts the tensors that are the same in both models, `unpaired` are tensors that one of them
     lacks, and `unasked` tensors that no option requested. `noise` is the estimated rounding of both models as a share
     of the norm, and `noisy` counts the modules that stop at it.
+
+    `error`, `energy`, `worst` and `noise` are of the extracted matrices. `whole_error` is the norm of everything that
+    the adapter does not carry over that of the difference of the two models, of all tensors that both have: the error
+    of the ranks, and everything left out. It is None if a tensor that no option requested is not finite.
     """
 
+    whole_error: float | None
     differences: int
     shares: dict[str, float]
     unasked: tuple[str, ...]
@@ -153,6 +158,7 @@ class ExtractResult(MadeAdapter):
         """Return the record that `extract --json` prints."""
         return {
             **MadeAdapter.to_dict(self),
+            "whole_error": self.whole_error,
             "differences": self.differences,
             "noise": self.noise,
             "equal": self.equal,

@@ -150,7 +150,8 @@ def _programs_lost(plan: SumPlan, path: str) -> Iterator[str]:
 def _filled(plan: SumPlan, ranks: Sequence[int]) -> list[int]:
     """Return the ranks, each filled up if the plan fills it."""
     if common := plan.output.one_rank(ranks):
-        return [common if rank else 0 for rank in ranks]
+        pairs = zip(plan.modules, ranks, strict=True)
+        return [common if rank or module.is_single_expert else 0 for module, rank in pairs]
     if plan.making.initial is None:
         return list(ranks)
     return [most if one.shape else 0 for one, most in zip(plan.modules, plan.most, strict=True)]

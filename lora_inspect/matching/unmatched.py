@@ -37,8 +37,8 @@ from lora_inspect.sentences import listed
 
 HEADS = ("lm_head", "embed_out")
 EMBEDDINGS = ("embed_tokens", "wte", "embed_in", "shared")
-# The only embedding whose factors PEFT gives to a tied head too, by its EMBEDDING_LAYER_NAMES.
-TIED_BY_PEFT = "embed_tokens"
+# The ends of transformers' names of models with a head.
+CLASSES_WITH_HEAD = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
 
 
 def has_head(base: Checkpoint) -> bool:
@@ -60,10 +60,10 @@ def repeats_embedding(module: Module, adapter: Adapter, base: Checkpoint) -> boo
     """Return True if a module of a head repeats the change of the embedding that shares its weight."""
     if not module.name.body.endswith(HEADS) or not shared_embedding(base):
         return False
-    return any(_says_same(module, other) for other in adapter.modules.values() if other.name.body.endswith(EMBEDDINGS))
+    return any(says_same(module, other) for other in adapter.modules.values() if other.name.body.endswith(EMBEDDINGS))
 
 
-def _says_same(module: Module, other: Module) -> bool:
+def says_same(module: Module, other: Module) -> bool:
     """Return True if both have the same single change: of an algorithm that ties heads, or of LoRA, transposed."""
     if len(module.contributions) != 1 or len(other.contributions) != 1:
         return False

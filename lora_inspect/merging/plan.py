@@ -20,7 +20,13 @@ from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.matching.match import match
 from lora_inspect.matching.module_map import module_names
 from lora_inspect.matching.orientation import Orientation, check_answers, together
-from lora_inspect.matching.unmatched import accept_unmatched, has_head, is_embedding, other_base_notes
+from lora_inspect.matching.unmatched import (
+    CLASSES_WITH_HEAD,
+    accept_unmatched,
+    has_head,
+    is_embedding,
+    other_base_notes,
+)
 from lora_inspect.maths import dora
 from lora_inspect.merging.fold_chain import Fold
 from lora_inspect.merging.options import MergeOptions, check_rounding
@@ -36,13 +42,13 @@ from lora_inspect.merging.storage import RequestedDtypes, Storage, plan_storage,
 from lora_inspect.reading.adapter import Adapter, read_adapter
 from lora_inspect.reading.ambiguous_options import ModuleFilter, Multipliers, read_settled
 from lora_inspect.reading.base.base_codecs import open_weights
-from lora_inspect.reading.base.model_config import names_head
 from lora_inspect.reading.base.named_model import other_model_note
 from lora_inspect.reading.embeddings import in_words
 from lora_inspect.reading.file_info import ADAPTER, kind_of
 from lora_inspect.reading.identify import adapter_candidates, base_candidates
 from lora_inspect.reading.model.contribution import Contribution
 from lora_inspect.reading.model.settings import Settings
+from lora_inspect.reading.peft.peft_config import ties_weights
 from lora_inspect.reading.peft.residual_adapters import OLORA
 from lora_inspect.reading.pipeline import pipeline_expert
 
@@ -171,16 +177,16 @@ def check_tied(base: Checkpoint, side_files: SideFiles, folds: Mapping[str, Sequ
 
 def _trains_one(fold: Fold) -> bool:
     """Return True if only the embedding is changed: PEFT may tie the change to that of the head, and records it."""
-    config = fold.adapter.checkpoint.config or {}
     if fold.contribution.algorithm.ties:
         return False
-    return bool(fold.multiplier) and config.get("ensure_weight_tying") is not True
+    return bool(fold.multiplier) and not ties_weights(fold.adapter.checkpoint.config)
 
 
 def _is_of_a_head(side_files: SideFiles) -> bool:
     """Return True if the config next to a base names a model with a head."""
     config = read_config(side_files)
-    return config is not None and names_head(config)
+    names = config.get("architectures") if config else None
+    return isinstance(names, list) and any(isinstance(name, str) and name.endswith(CLASSES_WITH_HEAD) for name in names)
 
 
 @dataclass(frozen=True, slots=True)

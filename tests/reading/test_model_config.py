@@ -63,3 +63,23 @@ def test_one_that_is_not_there_is_named(tmp_path):
     for missing in (tmp_path, tmp_path / "config.json"):
         with pytest.raises(LoraInspectError, match=r"the config\.json of the model does not exist"):
             read_model_config(str(missing))
+
+
+@pytest.mark.parametrize(
+    ("content", "ties"),
+    [
+        ({"tie_word_embeddings": True}, True),
+        ({"tie_word_embeddings": False, "text_config": {"tie_word_embeddings": True}}, False),
+        ({"text_config": {"tie_word_embeddings": True}}, True),
+        ({"tie_word_embeddings": "yes"}, None),
+        ({}, None),
+    ],
+    ids=str,
+)
+def test_ties_of_config(config_of, content, ties):
+    assert config_of(content).ties is ties
+
+
+@pytest.mark.parametrize(("architectures", "classes"), [(["LlamaModel", 3], ("LlamaModel",)), ("LlamaModel", ())])
+def test_classes_of_config(config_of, architectures, classes):
+    assert config_of({"architectures": architectures}).classes == classes

@@ -73,10 +73,12 @@ class Directions:
 class WrittenModule(NamedTuple):
     """A module as it is written, with the norms of its difference, of the error of its rank, and of the noise in it.
 
-    `is_noise` says that no further direction is more than noise.
+    `rank` counts the directions of the difference, which zeros may fill up. `is_noise` says that no further direction
+    is more than noise.
     """
 
     made: MadeModule
+    rank: int
     norm: float
     error: float
     noise: float
@@ -103,6 +105,27 @@ def written_by_rule(
     for one in made_in_order(make, modules):
         progress(1)
         yield one
+
+
+def written_in_one_rank(
+    modules: Sequence[Extracted], rule: RankRule, making: Making, progress: Progress
+) -> tuple[Making, Iterator[WrittenModule]]:
+    """Return `making` with the largest rank that a rule without a size gives, and the modules filled up to it.
+
+    `progress` receives 1 for each measured module. Raises LoraInspectError as `written_by_rule`.
+    """
+    kept = _Kept()
+    directions = list[Directions]()
+    progress(0)
+    for number, one in enumerate(made_in_order(lambda module: _directions(module, rule), modules)):
+        progress(1)
+        directions.append(kept.after(number, one))
+    in_one_rank = replace(making, common=max((one.rank for one in directions), default=0))
+
+    def make(one: Directions) -> WrittenModule:
+        return _written(_directions(one.module, rule) if one.rank and one.up is None else one, in_one_rank)
+
+    return in_one_rank, made_in_order(make, directions)
 
 
 def written_in_size(
@@ -184,7 +207,7 @@ def _directions(module: Extracted, rule: RankRule) -> Directions:
     rank = rule.rank if rule.max_error is not None or rule.energy is not None else (rule.rank or rule.max_rank)
     passes = itertools.count()
     found = find_range(
-        lambda: _blocks(module, next(passes) > 0),
+        lambda: _blocks(module.parts, next(passes) > 0),
         shape,
         rank,
         seed,
@@ -226,10 +249,10 @@ def _rows_of(part: Part) -> int:
     return part.tensor.shape[0] if part.rows is None else len(part.rows)
 
 
-def _blocks(module: Extracted, is_known_finite: bool) -> Iterator[tuple[int, Array]]:
+def _blocks(parts: Sequence[Part], is_known_finite: bool) -> Iterator[tuple[int, Array]]:
     """Yield the rows of all parts, one after the other, as they are stored."""
     begin = 0
-    for part in module.parts:
+    for part in parts:
         if part.rows is None:
             for first, block in difference_blocks(part.tensor, is_known_finite):
                 yield begin + first, block
@@ -266,8 +289,7 @@ def _written(one: Directions, making: Making) -> WrittenModule:
         path = module.parts[0].tensor.tuned.info.file
         found = stored(Factors.of(one.up, one.down, module.shape), making.dtype, module.key, path)
         made = replace(made, up=found.up, down=found.down, rounding=found.rounding)
-        made = filled(made, making) if making.common else made
-    return WrittenModule(made, one.norm, one.error(one.rank), one.noise, one.is_noise)
+    return WrittenModule(filled(made, making), one.rank, one.norm, one.error(one.rank), one.noise, one.is_noise)
 
 
 class WrittenVector(NamedTuple):
@@ -291,9 +313,6 @@ def written_vector(module: Extracted, dtype: str) -> WrittenVector:
 
 
 def squared_norm(parts: Sequence[Part]) -> float:
-    """Return ‖tuned - base‖² of all numbers of some tensors, in float64; vectors are columns."""
-    return math.fsum(
-        float(numpy.square(block, dtype=numpy.float64).sum())
-        for part in parts
-        for _, block in difference_blocks(part.tensor)
-    )
+    """Return ‖tuned - base‖² of all numbers of the parts, in float64; vectors are columns."""
+    blocks = _blocks(parts, is_known_finite=False)
+    return math.fsum(float(numpy.square(block, dtype=numpy.float64).sum()) for _, block in blocks)

@@ -126,7 +126,7 @@ def _placed(pair: ModelPair, families: Sequence[Detection], is_image: bool) -> I
     known = frozenset(pattern for layout in layouts for pattern in layout_patterns(layout.named, "."))
     components = {info.name: part.component for part in base_parts(pair.base, families) for info in part.tensors}
     for tensor in pair.tensors.values():
-        component = components[tensor.name]
+        component = components[tensor.name if tensor.name in components else tensor.base.info.name]
         if not is_image:
             yield tensor, component if component == _VAE else MODEL, tensor.name
             continue

@@ -1,5 +1,8 @@
 """Two models side by side: the tensors of both by name, and their differences in blocks of rows.
 
+A head may use the weight of the embedding, which such a model saves once. If only one of the models has a head of its
+own, its pair is the embedding of the other one.
+
 Plain floats and eight-bit floats are read with numpy only. Codes with a scale are decoded as a merge decodes them.
 """
 
@@ -19,10 +22,12 @@ from lora_inspect.files.hashes import are_same_bytes
 from lora_inspect.files.input_file import Identity, InputFile
 from lora_inspect.files.safetensors.dtypes import GRIDS, PLAIN_FLOATS, ROUNDING
 from lora_inspect.files.safetensors.header import TensorInfo
+from lora_inspect.matching.unmatched import CLASSES_WITH_HEAD, HEADS, shared_embedding
 from lora_inspect.maths.stored_numbers import FLOATS, decoded, rounded
 from lora_inspect.reading.adapter import read_adapter
 from lora_inspect.reading.base.base_codecs import BaseCodecs, CodedWeight, open_weights
-from lora_inspect.reading.base.base_names import BASE_PREFIXES
+from lora_inspect.reading.base.base_names import BASE_PREFIXES, leaf_of
+from lora_inspect.reading.base.model_config import config_beside
 from lora_inspect.reading.base.quantisation import quantisation_settings
 from lora_inspect.reading.file_info import ADAPTER, kind_of
 from lora_inspect.reading.identify import base_candidates, described, may_be_one
@@ -76,7 +81,9 @@ class ModelPair:
     """The tensors of both models by the base's names, in its order.
 
     `unpaired` are tensors of only one of the models, and `unread` are tensors of both that hold no weights, such as
-    positions, with the reason.
+    positions, with the reason. `tied` is the embedding whose weight is the head of the base, and of the tuned model
+    too; None if there is none. If only one of them has a head of its own, its weight is paired with the other's
+    embedding, under the name of the head.
     """
 
     tuned: Checkpoint
@@ -84,6 +91,7 @@ class ModelPair:
     tensors: Mapping[str, PairedTensor]
     unpaired: tuple[str, ...]
     unread: Mapping[str, str]
+    tied: str | None = None
 
     @property
     def files(self) -> dict[str, Identity]:
@@ -141,8 +149,76 @@ def _paired(tuned: Checkpoint, base: Checkpoint) -> ModelPair:
                 unread[name] = f"{infos[0].dtype} and {infos[1].dtype} are no weights"
             continue
         tensors[name] = PairedTensor(name, *(codec.of(info) for codec, info in zip(codecs, infos, strict=True)))
+    head = _tied_head(tuned, base, ours, theirs)
+    if head.name and head.tuned and head.base and head.tuned.shape == head.base.shape:
+        coded = codecs[0].of(head.tuned), codecs[1].of(head.base)
+        tensors[head.name] = PairedTensor(head.name, *coded)
     unpaired = [name for name in theirs if name not in ours] + [name for name in ours if name not in theirs]
-    return ModelPair(tuned, base, tensors, tuple(unpaired), unread)
+    unpaired = [name for name in unpaired if name not in tensors]
+    return ModelPair(tuned, base, tensors, tuple(unpaired), unread, head.embedding)
+
+
+class TiedHead(NamedTuple):
+    """The weights of both models' heads by the name of the head, None where both have one of their own, or none.
+
+    `embedding` is the weight of the base that a change of the embedding changes as its head, None if there is none.
+    """
+
+    embedding: str | None = None
+    name: str | None = None
+    tuned: TensorInfo | None = None
+    base: TensorInfo | None = None
+
+
+def _tied_embedding(model: Checkpoint) -> str | None:
+    """Return the weight of the embedding that is the model's head too; None if it has no such head.
+
+    Without a config, a model whose embedding stands below a root has a head, and a bare backbone has none. Raises
+    LoraInspectError for a config that is no JSON object.
+    """
+    shared = shared_embedding(model)
+    config = config_beside(model) if shared else None
+    if shared is None or (config and config.ties is False):
+        return None
+    if config and config.classes:
+        return shared if any(name.endswith(CLASSES_WITH_HEAD) for name in config.classes) else None
+    is_bare = shared.count(".") == 1
+    return None if is_bare and not (config and config.ties) else shared
+
+
+def _tied_head(
+    tuned: Checkpoint,
+    base: Checkpoint,
+    tuned_weights: Mapping[str, TensorInfo],
+    base_weights: Mapping[str, TensorInfo],
+) -> TiedHead:
+    """Return the heads of two models with their weights by the base's names.
+
+    Raises LoraInspectError for a config that is no JSON object.
+    """
+    tuned_name, base_name = _head_of(tuned_weights), _head_of(base_weights)
+    shared = _tied_embedding(base)
+    if shared and shared not in tuned_weights:
+        return TiedHead()
+    if shared and tuned_name:
+        head = tuned_weights[tuned_name]
+        if _are_equal(head, tuned_weights[shared]):
+            return TiedHead(embedding=shared)
+        return TiedHead(name=tuned_name, tuned=head, base=base_weights[shared])
+    if base_name and not tuned_name and (own := _tied_embedding(tuned)):
+        return TiedHead(name=base_name, tuned=tuned.tensors[own], base=base_weights[base_name])
+    return TiedHead(embedding=shared)
+
+
+def _head_of(weights: Mapping[str, TensorInfo]) -> str | None:
+    heads = (name for name in weights if name.endswith(".weight") and leaf_of(name.removesuffix(".weight")) in HEADS)
+    return next(heads, None)
+
+
+def _are_equal(info: TensorInfo, other: TensorInfo) -> bool:
+    if (info.dtype, info.shape) != (other.dtype, other.shape):
+        return False
+    return are_same_bytes(info, other, [(0, 0, info.nbytes)])
 
 
 def _below(names: Collection[str], tensors: Mapping[str, TensorInfo]) -> dict[str, TensorInfo]:
@@ -186,12 +262,16 @@ def difference_blocks(pair: PairedTensor, is_known_finite: bool = False) -> Iter
     yield begin, block[:end]
 
 
+class NotFiniteError(DamagedError):
+    """A tensor of a model holds NaN or infinity."""
+
+
 def _refuse_not_finite(pair: PairedTensor, first: int, ours: Array, theirs: Array) -> None:
     for weight, values in ((pair.tuned, ours), (pair.base, theirs)):
         if not numpy.isfinite(values).all():
             row = int(numpy.flatnonzero(~numpy.isfinite(values).all(axis=1))[0])
             bad = values[row][~numpy.isfinite(values[row])][0]
-            raise DamagedError(
+            raise NotFiniteError(
                 weight.info.file, f"{weight.info.name} holds {bad} in row {first + row}", "fetch the file again"
             )
     raise RefusedError(

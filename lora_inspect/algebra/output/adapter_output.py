@@ -8,6 +8,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 from zlib import crc32
 
 import numpy
@@ -15,6 +16,7 @@ import numpy
 from lora_inspect.algebra.output.output_modules import MadeModule, Making, PlannedModule, WrittenTensor
 from lora_inspect.algebra.output.spelling import difference_key, spelling_of, suffixes_of
 from lora_inspect.algebra.output.streamed_file import alpha_plan, bytes_of, check_written, streamed_bytes, streamed_file
+from lora_inspect.algebra.tied_heads import tied_embeddings
 from lora_inspect.algorithms import lora_bias
 from lora_inspect.algorithms.record import WEIGHT
 from lora_inspect.converting.options import ConvertOptions
@@ -38,10 +40,12 @@ from lora_inspect.files.outputs import (
 )
 from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.files.safetensors.writer import Content, TensorPlan, renamed
-from lora_inspect.matching.unmatched import TIED_BY_PEFT
 from lora_inspect.reading.adapter import Adapter
+from lora_inspect.reading.base.base_names import leaf_of
 from lora_inspect.reading.model.contribution import Contribution
 from lora_inspect.reading.peft import peft_config
+from lora_inspect.reading.peft.fused_experts import has_fused_layers
+from lora_inspect.reading.peft.peft_config import WEIGHT_TYING
 
 # The programs whose names are those of a folder, by the carrier of their scale, and their names of the weights.
 _FOLDERS = {CONFIG: ("PEFT", PEFT_WEIGHTS), ONE_SCALE: ("mlx-lm", MLX_WEIGHTS)}
@@ -52,6 +56,10 @@ _OF_ORIGIN = (
 )
 
 
+# The targets for which PEFT reads `ensure_weight_tying`; by another one it finds the embedding itself.
+_TYING_TARGETS = ("lm_head", "embed_tokens")
+
+
 class AdapterOutput:
     """The output of some modules at the path that the user `named`: None for a plan only.
 
@@ -59,8 +67,10 @@ class AdapterOutput:
     `stabilises` scales by rank, alpha is √rank with the adapter's flags, else it is the rank. `passed` are tensors that
     stay as they are. The metadata get hashes that programs look up if `hashed` has one of their keys. `architecture` is
     llama.cpp's name of the model. `target` are the options of a conversion to the output's names, which may give all
-    modules one rank and name them otherwise in the config. `ties_head` says that the base has one weight for a head and
-    its embedding.
+    modules one rank and name them otherwise in the config. `tied` are the keys of embeddings whose change is that of
+    the head with the same weight, too, if no terms say so.
+
+    In PEFT's names a mixture of experts has one rank for all modules: PEFT puts the experts of a layer together.
 
     Raises LoraInspectError for names that no one output can have, and for a name that is meant for the other kind.
     """
@@ -78,10 +88,9 @@ class AdapterOutput:
         is_asked: bool = False,
         architecture: str = "",
         target: ConvertOptions | None = None,
-        ties_head: bool = False,
+        tied: Collection[str] = (),
     ) -> None:
         self._first, self._modules, self._passed, self._hashed = first, modules, passed, hashed
-        self._ties_head = ties_head
         self._is_asked, self._architecture = is_asked, architecture
         self.alpha_of: Callable[[int], float] = math.sqrt if stabilises else float
         self._stabilises = stabilises
@@ -91,7 +100,9 @@ class AdapterOutput:
         # mlx-lm's config has one rank for all modules, and llama.cpp's header one alpha.
         self._is_mlx = ONE_SCALE in carriers
         self._target = target or ConvertOptions()
-        self.is_uniform = self._is_mlx or self._is_gguf or self._target.uniform
+        self._tied = tied or tied_embeddings([one.sum for one in modules])
+        is_mixture = CONFIG in carriers and has_fused_layers(one.sum.module.name.body for one in modules)
+        self.is_uniform = self._is_mlx or self._is_gguf or self._target.uniform or is_mixture
         if (self.is_folder or self._is_gguf) and len(carriers) > 1:
             program = programs[0][0] if programs else "llama.cpp"
             raise RefusedError(
@@ -266,11 +277,17 @@ class AdapterOutput:
         parameters = {one.path for one in self._spellings.values() if one.is_of_parameter and one.path in ranks}
         stabilised = {"use_rslora": True} if self._stabilises else {}
         biased = {"lora_bias": True} if self._has_lora_bias() else {}
-        changes_embedding = any(path.rpartition(".")[2] == TIED_BY_PEFT for path in ranks)
-        # Without it PEFT changes the embedding, and not the head that shares its weight.
-        tied = {"ensure_weight_tying": True} if self._ties_head and changes_embedding else {}
         made = standard_config(config, ranks, alphas, False, parameters, self._is_asked, self._target.by_leaf)
-        return {**made, **stabilised, **biased, **tied}
+        return {**made, **stabilised, **biased, **self._weight_tying(made, ranks)}
+
+    def _weight_tying(self, config: Mapping[str, Any], ranks: Mapping[str, int]) -> dict[str, object]:
+        """Return the entries of the config by which PEFT gives a head the change of the embedding that it shares."""
+        if any(self._spellings[key].path in ranks for key in self._tied):
+            targets = config["target_modules"]
+            is_read = isinstance(targets, str) or any(leaf_of(target) in _TYING_TARGETS for target in targets)
+            return {WEIGHT_TYING: True, **({} if is_read else {"target_modules": [*targets, _TYING_TARGETS[0]]})}
+        # Embeddings that are saved whole stay as the first input has them.
+        return {WEIGHT_TYING: False} if WEIGHT_TYING in config and not self._passed else {}
 
     def _has_lora_bias(self) -> bool:
         """Return True if a module has a bias on LoRA's up layer, which PEFT loads only if its config says so."""

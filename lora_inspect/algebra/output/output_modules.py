@@ -12,6 +12,8 @@ from lora_inspect.algebra.alignment import OutputModule, Term
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.safetensors.dtypes import FP8, PLAIN_FLOATS
 from lora_inspect.files.safetensors.writer import TensorPlan
+from lora_inspect.reading.peft.fused_experts import fused_layer
+from lora_inspect.schemes.peft import PEFT
 
 if TYPE_CHECKING:
     from lora_inspect.algebra.changes import WeightChanges
@@ -38,6 +40,13 @@ class PlannedModule(NamedTuple):
     vector_shapes: Mapping[str, tuple[int, ...]]
     experts: int = 0
     times: int = 1
+
+    @property
+    def is_single_expert(self) -> bool:
+        """True for a layer of one expert under PEFT's names, which PEFT loads only if all experts have factors."""
+        name = self.sum.module.name
+        fused = fused_layer(name.body) if name.scheme == PEFT.name else None
+        return fused is not None and fused.expert is not None
 
 
 @dataclass(frozen=True, slots=True)

@@ -71,6 +71,10 @@ def _print(result: "ExtractResult") -> None:
     if result.differences:
         terminal.line(f"{counted(result.differences, 'difference')} of biases, norms and other vectors beside them")
     terminal.line(f"energy: {result.energy:.6g}, error: {result.error:.3g}, rounding: {result.rounding:.2g}")
+    whole = "not known, as a tensor that was not asked for is not finite"
+    if result.whole_error is not None:
+        whole = f"{result.whole_error:.3g}, with everything left out"
+    terminal.line(f"whole error: {whole}")
     if result.worst:
         terminal.line(f"worst module: {shortened(result.worst.module)}, error {result.worst.error:.3g}")
     terminal.line(f"noise of the models: {result.noise:.2g} of the difference")

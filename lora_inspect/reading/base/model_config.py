@@ -1,4 +1,4 @@
-"""The `config.json` of a model of transformers: its kind, the heads of its attention, and the head on its embedding.
+"""The `config.json` of a model of transformers: its kind, and the heads of its attention.
 
 With it, the modules of a GGUF adapter get their names in the layout of transformers, by the map that its header names.
 """
@@ -23,20 +23,21 @@ from lora_inspect.sentences import listed
 NAME = "config.json"
 # No attention has more heads than six digits count.
 _MOST_HEADS = 10**6
-# Endings of the classes of transformers that have a head.
-_CLASSES_WITH_HEAD = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
+_TIES = "tie_word_embeddings"
 
 
 class ModelConfig(NamedTuple):
-    """The `model_type` of a model and of its language part, if present, and its attention heads, or None.
+    """The `model_type` of a model and of its language part, if present, and its heads, or None.
 
-    `may_tie_head` is True if its class has a language-model head that the config does not give a weight of its own.
+    `classes` are transformers' names of the model's class. `ties` says whether the head uses the weight of the
+    embedding, None if the config leaves it to the class.
     """
 
     path: str
     kinds: tuple[str, ...]
     heads: Heads | None
-    may_tie_head: bool
+    classes: tuple[str, ...] = ()
+    ties: bool | None = None
 
 
 def read_model_config(path: str) -> ModelConfig:
@@ -50,18 +51,11 @@ def read_model_config(path: str) -> ModelConfig:
     inner = config.get("text_config")
     text = inner if isinstance(inner, dict) else config
     kinds = (one.get("model_type") for one in (config, text))
-    names = tuple(dict.fromkeys(kind for kind in kinds if isinstance(kind, str)))
-    # transformers ties the two unless the config says false.
-    is_untied = any(part.get("tie_word_embeddings") is False for part in (config, text))
-    return ModelConfig(file, names, _heads(text), names_head(config) and not is_untied)
-
-
-def names_head(config: Mapping[str, Any]) -> bool:
-    """Return True if a config names a class of transformers with a language-model head."""
-    names = config.get("architectures")
-    return isinstance(names, list) and any(
-        isinstance(name, str) and name.endswith(_CLASSES_WITH_HEAD) for name in names
-    )
+    named = tuple(dict.fromkeys(kind for kind in kinds if isinstance(kind, str)))
+    classes = config.get("architectures")
+    strings = tuple(one for one in classes if isinstance(one, str)) if isinstance(classes, list) else ()
+    ties = config.get(_TIES, text.get(_TIES))
+    return ModelConfig(file, named, _heads(text), strings, ties if isinstance(ties, bool) else None)
 
 
 def config_beside(base: Checkpoint) -> ModelConfig | None:
