@@ -1,5 +1,6 @@
 """LoKr's shapes against the weights that LyCORIS made them for, and its exact products, blocks and rows."""
 
+import json
 import re
 
 import pytest
@@ -149,14 +150,16 @@ def test_shapes_that_fit_nothing_are_no_error(shape):
             assert found is None or isinstance(found, str)
 
 
-def save_lokr(path, alpha=None, rs_lora=False, full_matrix=False, dim=64, recorded=True):
+def save_lokr(path, alpha=None, layer=None, rs_lora=False, full_matrix=False, dim=64, args=None, recorded=True):
     """Save LyCORIS's module of two whole factors, or of thin ones, with its alpha or another one."""
-    module = LokrModule("lora_unet_q", torch.nn.Linear(48, 48), 1.0, dim, 1.0, factor=4, full_matrix=full_matrix,
-                        rs_lora=rs_lora)  # fmt: skip
+    layer = layer or torch.nn.Linear(48, 48)
+    module = LokrModule("lora_unet_q", layer, 1.0, dim, 1.0, factor=4, full_matrix=full_matrix, rs_lora=rs_lora)
     tensors = {f"lora_unet_q.{key}": value.contiguous() for key, value in module.custom_state_dict().items()}
     if alpha is not None:
         tensors["lora_unet_q.alpha"] = torch.tensor(alpha)
-    metadata = {"ss_network_module": "lycoris.kohya"} | ({"ss_network_dim": str(dim)} if recorded else {})
+    metadata = {"ss_network_module": "lycoris.kohya", "ss_network_args": json.dumps(args or {})}
+    if recorded:
+        metadata["ss_network_dim"] = "64" if args else str(dim)
     save_file(tensors, path, metadata)
     return read_adapter(open_checkpoint(str(path)))
 
@@ -181,6 +184,8 @@ def test_lokr_alpha_of_whole_factors_other_than_dim_is_noted(recorded, tmp_path)
         {"rs_lora": True},
         {"dim": 2, "full_matrix": True},
         {"dim": 2, "alpha": 1.0},
+        {"layer": torch.nn.Conv2d(48, 48, 64), "dim": 8, "recorded": False},
+        {"layer": torch.nn.Conv2d(48, 48, 3), "dim": 8, "args": {"conv_dim": "8"}},
     ],
     ids=str,
 )

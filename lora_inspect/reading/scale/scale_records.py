@@ -7,10 +7,9 @@ program reads from its file. No computation looks at these records: such a file 
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 
-from lora_inspect.algorithms import lokr
 from lora_inspect.files.strict_json import json_number, parse_json
 from lora_inspect.reading.model.evidence import RawProblem, is_lycoris, network_args
 from lora_inspect.reading.state import Reading
@@ -105,14 +104,15 @@ def unused_alphas(reading: Reading) -> Iterator[RawProblem]:
     Without a dim in the metadata, one of at least half of the second factor's larger side is expected: below that size
     the factor is a product.
     """
-    dim = _whole(reading.checkpoint.metadata.get("ss_network_dim"))
+    metadata = reading.checkpoint.metadata
+    dim, conv_dim = _whole(metadata.get("ss_network_dim")), _whole(network_args(metadata).get("conv_dim"))
     unused = [
         contribution
         for contribution in reading.contributions
         if contribution.alpha is not None
         and contribution.algorithm.name == "lokr"
         and contribution.rank is None
-        and _is_unlike_dim(contribution.alpha, dim, lokr.largest_side(contribution.shapes))
+        and _is_unlike_dim(contribution.alpha, (dim, conv_dim), contribution.shapes["w2"])
     ]
     if unused:
         alpha = unused[0].alpha
@@ -127,11 +127,11 @@ def unused_alphas(reading: Reading) -> Iterator[RawProblem]:
         )
 
 
-def _is_unlike_dim(alpha: float, dim: int, largest_side: int) -> bool:
+def _is_unlike_dim(alpha: float, dims: Sequence[int], w2_shape: Sequence[int]) -> bool:
     """Return True if LyCORIS stores another alpha for two whole factors; RS-LoRA multiplies it by the dim's root."""
-    if dim:
-        return not any(math.isclose(alpha, number, rel_tol=1e-2) for number in (dim, dim**1.5))
-    return alpha < largest_side / 2
+    if any(dims):
+        return not any(math.isclose(alpha, number, rel_tol=1e-2) for dim in dims for number in (dim, dim**1.5))
+    return alpha < max(w2_shape[:2]) / 2
 
 
 def _whole(value: object) -> int:
