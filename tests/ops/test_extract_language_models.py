@@ -145,6 +145,17 @@ def test_tied_embedding_of_other_name_is_tied_in_peft(name, pair_of):
     assert pair.merged_distance() < CLOSE
 
 
+def test_tied_embedding_of_other_name_alone_is_not_tied_in_peft(pair_of):
+    """PEFT ignores `ensure_weight_tying` without such a target: the change is of the embedding alone."""
+    pair = pair_of("GPT2LMHeadModel", True, keeps=lambda name: "wpe" in name)
+    pair.extract(rank=RANK)
+    targets = [target for target in pair.config["target_modules"] if target != "lm_head"]
+    (pair.out / "adapter_config.json").write_text(json.dumps({**pair.config, "target_modules": targets}))
+    assert pair.distance(adapter=pair.out) > 0.1
+    with pytest.raises(lora_inspect.RefusedError, match="was trained without the head"):
+        pair.merged_distance()
+
+
 def test_backbone_without_head_is_not_tied(tmp_path):
     """A bare backbone has no head, although its embedding stands alone."""
     base = save_model("LlamaForCausalLM", tmp_path / "base", tied=True)

@@ -41,11 +41,10 @@ from lora_inspect.files.outputs import (
 from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.files.safetensors.writer import Content, TensorPlan, renamed
 from lora_inspect.reading.adapter import Adapter
-from lora_inspect.reading.base.base_names import leaf_of
 from lora_inspect.reading.model.contribution import Contribution
 from lora_inspect.reading.peft import peft_config
 from lora_inspect.reading.peft.fused_experts import has_fused_layers
-from lora_inspect.reading.peft.peft_config import WEIGHT_TYING
+from lora_inspect.reading.peft.peft_config import TYING_TARGETS, WEIGHT_TYING, names_tied_layer
 
 # The programs whose names are those of a folder, by the carrier of their scale, and their names of the weights.
 _FOLDERS = {CONFIG: ("PEFT", PEFT_WEIGHTS), ONE_SCALE: ("mlx-lm", MLX_WEIGHTS)}
@@ -54,10 +53,6 @@ _OF_ORIGIN = (
     *("use_bdlora", "kasa_config", "trainable_token_indices", "init_lora_weights", "loftq_config", "eva_config"),
     *("corda_config", "lora_ga_config", "velora_config", "monteclora_config", "arrow_config"),
 )
-
-
-# The targets for which PEFT reads `ensure_weight_tying`; by another one it finds the embedding itself.
-_TYING_TARGETS = ("lm_head", "embed_tokens")
 
 
 class AdapterOutput:
@@ -284,8 +279,8 @@ class AdapterOutput:
         """Return the entries of the config by which PEFT gives a head the change of the embedding that it shares."""
         if any(self._spellings[key].path in ranks for key in self._tied):
             targets = config["target_modules"]
-            is_read = isinstance(targets, str) or any(leaf_of(target) in _TYING_TARGETS for target in targets)
-            return {WEIGHT_TYING: True, **({} if is_read else {"target_modules": [*targets, _TYING_TARGETS[0]]})}
+            is_read = isinstance(targets, str) or names_tied_layer(config)
+            return {WEIGHT_TYING: True, **({} if is_read else {"target_modules": [*targets, TYING_TARGETS[0]]})}
         # Embeddings that are saved whole stay as the first input has them.
         return {WEIGHT_TYING: False} if WEIGHT_TYING in config and not self._passed else {}
 

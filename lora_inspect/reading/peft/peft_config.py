@@ -19,6 +19,9 @@ EMBEDDED_KEY = "lora_adapter_metadata"
 LORA_TYPE = "LORA"
 # The field by which PEFT gives the head of a tied embedding the same change.
 WEIGHT_TYING = "ensure_weight_tying"
+# The layers of which a target has to choose one before PEFT reads that field: its `EMBEDDING_LAYER_NAMES`. It then
+# finds the tied embedding itself, under any name.
+TYING_TARGETS = ("lm_head", "embed_tokens")
 
 _WITH_PEFT = "use it with PEFT"
 _UNBUILT = "which lora-inspect does not support yet; merge it with the program that trained it"
@@ -165,8 +168,20 @@ class ModuleSettings:
 
 
 def ties_weights(config: Mapping[str, Any] | None) -> bool:
-    """Return True if a config says that the change of an embedding is that of a head with the same weight, too."""
-    return config is not None and config.get(WEIGHT_TYING) is True
+    """Return True if PEFT gives a head with the weight of an embedding the change of the embedding, by a config.
+
+    Source: `BaseTuner._check_tied_modules` of PEFT, which ignores the field unless a target is called as one of two.
+    """
+    return config is not None and config.get(WEIGHT_TYING) is True and names_tied_layer(config)
+
+
+def names_tied_layer(config: Mapping[str, Any]) -> bool:
+    """Return True if a config adapts or saves a layer by a name that PEFT knows as a tied one."""
+    targets, saved = config.get("target_modules"), config.get("modules_to_save")
+    if isinstance(targets, str) and any(map(ModuleSettings(config, Steps()).is_target, TYING_TARGETS)):
+        return True
+    names = [name for names in (targets, saved) if isinstance(names, list) for name in names]
+    return any(str(name).rpartition(".")[2] in TYING_TARGETS for name in names)
 
 
 def fan_in_fan_out(config: Mapping[str, Any]) -> bool | None:
