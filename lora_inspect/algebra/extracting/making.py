@@ -294,13 +294,17 @@ class _Run:
         return math.fsum([*(square for _, square in self.outside.values()), self.unasked_square or 0.0])
 
     @property
+    def _whole_square(self) -> float:
+        """The squared norm of the difference of all tensors that both models have, as far as it is known."""
+        return self._carried_norm**2 + self._left_square
+
+    @property
     def _whole_error(self) -> float | None:
         """The norm of everything that the adapter does not carry, over that of the difference of both models."""
         if self.unasked_square is None:
             return None
         lost = math.fsum([*(one.error**2 for one in self.written), self._left_square])
-        whole = self._carried_norm**2 + self._left_square
-        return math.sqrt(lost / whole) if whole else 0.0
+        return math.sqrt(lost / self._whole_square) if self._whole_square else 0.0
 
     @property
     def _rounding(self) -> float:
@@ -405,7 +409,7 @@ class _Run:
             if not written.rank and written.norm:
                 why = "it is no more than the rounding of the models" if written.is_noise else _NO_ROOM
                 found[module.key] = why, written.norm**2
-        whole = self._carried_norm**2 + self._left_square
+        whole = self._whole_square
         shares: dict[str, float] = defaultdict(float)
         for why, square in found.values():
             shares[why] += square / whole if whole else 0.0
