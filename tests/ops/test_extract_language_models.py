@@ -173,6 +173,16 @@ def test_backbone_without_head_is_not_tied(tmp_path):
         assert not written.get("ensure_weight_tying")
 
 
+def test_base_without_saved_head_of_untied_model_is_not_tied(tmp_path):
+    """Its config says that the head has a weight of its own, which the file lacks."""
+    base = save_model("LlamaForCausalLM", tmp_path / "base", tied=True)
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": False}))
+    lora_inspect.extract(tuned_copy(base, tmp_path / "tuned"), base, tmp_path / "out", rank=RANK)
+    written = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    assert not written.get("ensure_weight_tying")
+
+
 def is_kept_of_expert_1(name):
     return ".experts.1." in name or "layers.1.mlp" in name
 

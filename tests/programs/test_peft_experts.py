@@ -243,15 +243,30 @@ def test_shared_expert_has_no_way_into_peft(base_of, tmp_path):
         lora_inspect.convert(folder.adapter, tmp_path / "out", to="peft")
 
 
-@pytest.mark.parametrize("verb", ["resize", "combine"])
-def test_sums_keep_experts_at_one_rank(verb, base_of, tmp_path):
-    """An expert without a change stays, with zeros: PEFT needs it."""
-    folder = Folder(CASES["one rank"][0], base_of(QWEN), tmp_path)
+def folder_with_idle_expert(base, tmp_path):
+    """A folder in which one expert of each layer changes nothing, and its tensors before."""
+    folder = Folder(CASES["one rank"][0], base, tmp_path)
     file = folder.adapter / "adapter_model.safetensors"
     tensors = load_file(file)
     idle = [key for key in tensors if ".experts.1." in key and "lora_B" in key]
     save_file({**tensors, **{key: torch.zeros_like(tensors[key]) for key in idle}}, file)
-    out, base = tmp_path / "out", base_of(QWEN)
+    return folder, tensors
+
+
+def test_resize_plans_bytes_of_idle_experts(base_of, tmp_path):
+    folder, _ = folder_with_idle_expert(base_of(QWEN), tmp_path)
+    planned, written = (
+        lora_inspect.resize(folder.adapter, output, energy=1 - 1e-9) for output in (None, tmp_path / "out")
+    )
+    assert planned.bytes == written.bytes
+
+
+@pytest.mark.parametrize("verb", ["resize", "combine"])
+def test_sums_keep_experts_at_one_rank(verb, base_of, tmp_path):
+    """An expert without a change stays, with zeros: PEFT needs it."""
+    base = base_of(QWEN)
+    folder, tensors = folder_with_idle_expert(base, tmp_path)
+    out = tmp_path / "out"
     if verb == "resize":
         lora_inspect.resize(folder.adapter, out, energy=1 - 1e-9)
     else:
