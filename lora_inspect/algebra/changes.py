@@ -85,7 +85,7 @@ def thin_rank(contribution: Contribution) -> int | None:
         return contribution.known_rank
     formula = contribution.formula
     shapes = {role: info.shape for role, info in contribution.operands.items()}
-    inner = formula.inner or formula.thin
+    inner = formula.inner or (formula.thin if formula.low_rank else None)
     if inner:
         rank = inner(shapes)
     elif formula.low_rank:
@@ -115,7 +115,8 @@ def factors_of(contribution: Contribution) -> Factors:
 
 
 def _is_plain(contribution: Contribution) -> bool:
-    return contribution.formula.low_rank is lora.matrices and "mid" not in contribution.factors
+    formula = contribution.formula
+    return (formula.low_rank, formula.rank) == (lora.matrices, lora.rank) and "mid" not in contribution.factors
 
 
 def _by_formula(contribution: Contribution) -> Factors:

@@ -9,14 +9,14 @@ The registry also knows algorithms by the names of their tensors only, to refuse
 """
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from threading import RLock
 from typing import Any
 
 from lora_inspect.algorithms.file_index import NAMES, OPTIONS, SUFFIXES, TYPES
-from lora_inspect.algorithms.record import Algorithm, Role, Shapes, Suffix
+from lora_inspect.algorithms.record import Algorithm, Role, Shapes, Suffix, check_record
 from lora_inspect.schemes.record import LONGEST_SUFFIX
 
 
@@ -80,16 +80,26 @@ _TURNS: dict[str, int] = {}
 
 
 def add(algorithm: Algorithm) -> None:
-    """Register an algorithm for reading, merging and converting; raise ValueError if its name is taken."""
-    _check(algorithm)
+    """Register an algorithm for reading, merging and converting.
+
+    Raises ValueError if its name is taken, or if a field of its record cannot be as it is, with the field's name.
+    """
+    _check([algorithm])
     _add(algorithm, len(_FILES))
 
 
-def _check(algorithm: Algorithm) -> None:
-    if is_known(algorithm.name):
-        raise ValueError(f"there is an algorithm called {algorithm.name} already")
-    if wrong := [suffix for suffix in algorithm.suffixes if len(suffix) > LONGEST_SUFFIX or suffix[:1] != "."]:
-        raise ValueError(f"{wrong[0]!r} is no suffix: a dot and at most {LONGEST_SUFFIX - 1} letters")
+def _check(records: Sequence[Algorithm]) -> None:
+    """Check the records of one file, which may name each other; raise ValueError as `add` does."""
+    for algorithm in records:
+        check_record(algorithm, LONGEST_SUFFIX)
+    names = [algorithm.name for algorithm in records]
+    for index, algorithm in enumerate(records):
+        if is_known(algorithm.name) or algorithm.name in names[:index]:
+            raise ValueError(f"there is an algorithm called {algorithm.name} already")
+        option_of = algorithm.option_of and algorithm.option_of[0]
+        for field, other in (("beside", algorithm.beside), ("option_of", option_of)):
+            if not (other is None or other in names or is_known(other)):
+                raise ValueError(f"algorithm {algorithm.name!r}: {field} names {other!r}, which is no algorithm")
 
 
 def _add(algorithm: Algorithm, turn: int) -> None:
@@ -192,8 +202,17 @@ def load_for(key: str) -> bool:
 
 
 def _load(name: str) -> None:
-    _WAITING.discard(name)
-    _add_file(f"{_ON_DEMAND}.{name}", len(_FILES))
+    _load_waiting(name, _WAITING, f"{_ON_DEMAND}.{name}", len(_FILES))
+
+
+def _load_waiting(file: str, waiting: set[str], path: str, turn: int) -> None:
+    """Load a file that waits, once; after an error it waits on, so that the next request has the same error."""
+    waiting.discard(file)
+    try:
+        _add_file(path, turn)
+    except BaseException:
+        waiting.add(file)
+        raise
 
 
 def _load_all(files: Iterable[str]) -> None:
@@ -201,15 +220,18 @@ def _load_all(files: Iterable[str]) -> None:
     with _LOADING:
         for file in files:
             if file in _INDEXED:
-                _INDEXED.discard(file)
-                _add_file(file, _FILES.index(file))
+                _load_waiting(file, _INDEXED, file, _FILES.index(file))
 
 
 def _add_file(path: str, turn: int) -> None:
     module = import_module(f"{__name__}.{path}")
-    for found in getattr(module, "ALGORITHMS", None) or filter(None, [getattr(module, "ALGORITHM", None)]):
-        _check(found)
-        _add(found, turn)
+    records = getattr(module, "ALGORITHMS", None) or list(filter(None, [getattr(module, "ALGORITHM", None)]))
+    try:
+        _check(records)
+    except ValueError as error:
+        raise ValueError(f"{module.__name__}: {error}") from error
+    for algorithm in records:
+        _add(algorithm, turn)
 
 
 for _name in _FILES:

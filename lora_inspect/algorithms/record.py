@@ -1,6 +1,6 @@
 """The record of an algorithm, as the rest of the program uses it."""
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +18,12 @@ Tensors = Mapping[Role, Any]
 Features = tuple[int | None, int | None]
 
 WEIGHT, BIAS = "weight", "bias"
+# The parameters of a layer that an algorithm may change.
+PARAMETERS = (WEIGHT, BIAS, "modulation")
 # What a formula finds among the tensors beside the factors.
 SEEN = "seen"
+# The dialect of PEFT, which keeps scales in a config with a `peft_type`.
+PEFT = "peft"
 
 
 class Surroundings(NamedTuple):
@@ -116,13 +120,13 @@ class Algorithm(NamedTuple):
     `parameter` is the parameter of a layer that it changes. `decomposes` is True if DoRA can apply to it, and
     `multiplies` if its change of a weight depends on the weight. `blends` is True if a multiplier other than 0 and 1
     has a meaning in its program, and `has_alpha` if an alpha next to its tensors can be its own. `peft_type` is its
-    name in PEFT's `adapter_config.json`. `transposed` is True if its layers store their weight as (in, out); None if
-    that depends on the base. `common` are roles with common words as suffixes: if a file has no other tensors of it,
-    they make an adapter only if most of its tensors have them. `unmarked` are roles with suffixes that a base has too,
-    such as `.weight`: they count only in a module that has another role. `numbers` are roles that hold one number,
-    which decides the meaning of the others and which `change` does not get. `beside` is the algorithm that must be on
-    the same module; its scale is the scale of this one. `replaces` is True if a tensor takes the place of the
-    parameter, so that no multiplier but 0 and 1 means anything.
+    name in PEFT's `adapter_config.json`, where the scale of the `peft` dialect is. `transposed` is True if its layers
+    store their weight as (in, out); None if that depends on the base. `common` are roles with common words as suffixes:
+    if a file has no other tensors of it, they make an adapter only if most of its tensors have them. `unmarked` are
+    roles with suffixes that a base has too, such as `.weight`: they count only in a module that has another role.
+    `numbers` are roles that hold one number, which decides the meaning of the others and which `change` does not get.
+    `beside` is the algorithm that must be on the same module; its scale is the scale of this one. `replaces` is True if
+    a tensor takes the place of the parameter, so that no multiplier but 0 and 1 means anything.
 
     `positions` are roles with tensors of integers, the positions of the other tensors' numbers.
     `ties` is True if, in its program, a head that shares the weight of an embedding gets the embedding's change too.
@@ -202,3 +206,210 @@ class Algorithm(NamedTuple):
     def suffixes(self) -> dict[Suffix, Role]:
         """Return the role of every suffix, in any dialect."""
         return {suffix: role for dialect in self.dialects.values() for role, suffix in dialect.items()}
+
+
+# Fields of `Algorithm` by the type of their values; functions with the number of their arguments.
+_NAMES, _NAMES_OR_NONE, _TEXTS = ("name", "title"), ("peft_type", "beside"), ("why", "equation", "writers")
+_FLAGS = ("decomposes", "multiplies", "blends", "has_alpha", "replaces", "ties", "needs_bias", "packed")
+_OF_ROLES = ("marks", "common", "numbers", "positions", "scaled", "idle")
+_MAPPINGS = ("dialects", "unmarked", "rows", "shared")
+_HOOKS = {"settings": 1, "variant": 1, "fits": 1}
+# Fields of `Formula`: the functions that every formula has, those that may be missing, and the flags.
+_FUNCTIONS = {"check": 1, "shape": 1, "misfit": 2, "rank": 1, "change": 3, "together": 1}
+_OPTIONAL_FUNCTIONS = {"low_rank": 1, "hidden_rank": 1, "outside": 2, "seen": 2, "inner": 1, "thin": 1}
+_FLAGS_OF_FORMULA = ("rslora", "sized")
+# Functions that get settings by name besides.
+_WITH_SETTINGS = ("change", "outside")
+# Roles without numbers that a formula multiplies.
+_NO_FACTORS = ("numbers", "positions", "idle")
+# The flags of a function with `*arguments` and with `**settings`, as `inspect` has them, which takes long to import.
+_TAKES_ANY_NUMBER, _TAKES_ANY_KEYWORD = 4, 8
+_Faults = Iterator[tuple[str, str]]
+
+
+def check_record(algorithm: Algorithm, longest_suffix: int) -> None:
+    """Check a record by itself, so that a mistake in it fails before a file is read.
+
+    Raises ValueError, with the name of the field, for a record that some verb could not use.
+    """
+    if not isinstance(algorithm, Algorithm):
+        raise ValueError(f"{algorithm!r} is no Algorithm")
+    fault = next(_faults(algorithm, longest_suffix), None)
+    if fault:
+        field, problem = fault
+        raise ValueError(f"algorithm {algorithm.name!r}: {field} {problem}")
+
+
+def _faults(algorithm: Algorithm, longest_suffix: int) -> _Faults:
+    """Yield the wrong fields, each with the end of a sentence that begins with its name; the types come first."""
+    yield from _type_faults(algorithm)
+    yield from _spelling_faults(algorithm, longest_suffix)
+    yield from _role_faults(algorithm)
+    if algorithm.parameter not in PARAMETERS:
+        yield "parameter", f"is {algorithm.parameter!r}, which is none of {', '.join(PARAMETERS)}"
+    if algorithm.packed and not algorithm.experts:
+        yield "experts", "is 0, but `packed` factors are for a number of experts"
+    if PEFT in algorithm.dialects and (algorithm.has_alpha or algorithm.scaled) and not algorithm.peft_type:
+        yield "peft_type", f"is missing, but its scale in the dialect {PEFT!r} is in a config of its peft_type"
+    if algorithm.variant and not algorithm.formula:
+        yield "formula", "is missing, but code that needs no `variant` takes it"
+    if algorithm.needs_bias and not algorithm.bias:
+        yield "bias", "is missing, but a layer `needs_bias` for it"
+    for field in ("formula", "bias"):
+        yield from _formula_faults(field, getattr(algorithm, field))
+        yield from _trial_faults(field, getattr(algorithm, field), algorithm)
+    if algorithm.experts and algorithm.formula and not _takes_keyword(algorithm.formula.change, "turned"):
+        yield "formula.change", "has no argument `turned`, which it gets for `experts`"
+
+
+def _type_faults(algorithm: Algorithm) -> _Faults:
+    for field in _NAMES:
+        if not _is_name(getattr(algorithm, field)):
+            yield field, f"is {getattr(algorithm, field)!r}, which is no name"
+    for field in _NAMES_OR_NONE:
+        name = getattr(algorithm, field)
+        if not (name is None or _is_name(name)):
+            yield field, f"is {name!r}, which is no name"
+    for field in _TEXTS:
+        if not isinstance(getattr(algorithm, field), str):
+            yield field, f"is {getattr(algorithm, field)!r}, which is no text"
+    for field in _FLAGS:
+        if not isinstance(getattr(algorithm, field), bool):
+            yield field, f"is {getattr(algorithm, field)!r}, which is neither True nor False"
+    if not (algorithm.transposed is None or isinstance(algorithm.transposed, bool)):
+        yield "transposed", f"is {algorithm.transposed!r}, which is none of True, False and None"
+    for field in _MAPPINGS:
+        if not isinstance(getattr(algorithm, field), Mapping):
+            yield field, f"is {getattr(algorithm, field)!r}, which is no mapping"
+    for field in _OF_ROLES:
+        roles = getattr(algorithm, field)
+        if not (isinstance(roles, tuple) and all(map(_is_name, roles))):
+            yield field, f"is {roles!r}, which is no tuple of roles"
+    for role, other in algorithm.rows.items():
+        if not (_is_name(role) and (other is None or _is_name(other))):
+            yield "rows", f"has {role!r} with {other!r}, which are no roles"
+    for field, count in _HOOKS.items():
+        function = getattr(algorithm, field)
+        if function is not None:
+            yield from _call_faults(field, function, count)
+    pair = algorithm.option_of
+    if pair is not None and not (isinstance(pair, tuple) and len(pair) == 2 and all(map(_is_name, pair))):
+        yield "option_of", f"is {pair!r}, which is no pair of an algorithm and a setting"
+    if type(algorithm.experts) is not int or algorithm.experts < 0:
+        yield "experts", f"is {algorithm.experts!r}, which is no number of experts"
+
+
+def _is_name(field: object) -> bool:
+    return isinstance(field, str) and field != ""
+
+
+def _spelling_faults(algorithm: Algorithm, longest_suffix: int) -> _Faults:
+    roles: dict[Suffix, Role] = {}
+    for dialect in algorithm.dialects:
+        if not isinstance(dialect, str):
+            yield "dialects", f"has {dialect!r}, which is no name of a dialect"
+    for field, spellings in (("dialects", algorithm.dialects.values()), ("unmarked", (algorithm.unmarked,))):
+        for spelling in spellings:
+            if not isinstance(spelling, Mapping) or not all(map(_is_name, spelling)):
+                yield field, f"has {spelling!r}, which is no mapping of roles to suffixes"
+                continue
+            for role, suffix in spelling.items():
+                if not isinstance(suffix, str) or len(suffix) > longest_suffix or suffix[:1] != ".":
+                    yield field, f"has {suffix!r}, which is no suffix: a dot and at most {longest_suffix - 1} letters"
+                elif roles.setdefault(suffix, role) != role:
+                    yield field, f"has the suffix {suffix} for the roles {roles[suffix]!r} and {role!r}"
+    if not (roles or algorithm.shared or algorithm.replaces):
+        yield "dialects", "has no suffix, so that no tensor belongs to it"
+
+
+def _role_faults(algorithm: Algorithm) -> _Faults:
+    stored = {role for dialect in (*algorithm.dialects.values(), algorithm.unmarked) for role in dialect}
+    for role, shared in algorithm.shared.items():
+        if role in stored:
+            yield "shared", f"has the role {role!r}, which the modules have too"
+        yield from _shared_faults(role, shared)
+    if algorithm.beside and len(stored) != 1:
+        yield "beside", f"is for an algorithm with one tensor in a module, but this has {len(stored)}"
+    of_rows = {role for pair in algorithm.rows.items() for role in pair} - {None}
+    for field in _NO_FACTORS:
+        for role in getattr(algorithm, field):
+            if role in algorithm.scaled or role in of_rows:
+                yield field, f"has the role {role!r}, which is a factor in `scaled` or `rows`"
+    for role in algorithm.idle:
+        if role in algorithm.marks:
+            yield "idle", f"has the role {role!r}, which is one of the `marks`"
+    if algorithm.replaces:
+        return  # reading gives a tensor that is saved whole its role
+    known = {*stored, *algorithm.shared}
+    for field, roles in (*((field, getattr(algorithm, field)) for field in _OF_ROLES), ("rows", of_rows)):
+        for role in roles:
+            if role not in known:
+                yield field, f"has the role {role!r}, which no tensor has"
+
+
+def _shared_faults(role: object, shared: object) -> _Faults:
+    if not _is_name(role):
+        yield "shared", f"has {role!r}, which is no role"
+    if not isinstance(shared, Shared):
+        yield "shared", f"has {shared!r}, which is no `Shared`"
+        return
+    for field in ("name", "missing", "alone"):
+        if not _is_name(getattr(shared, field)):
+            yield f"shared.{field}", f"is {getattr(shared, field)!r}, which is no text"
+    if shared.part is not None:
+        yield from _call_faults("shared.part", shared.part, 2)
+
+
+def _formula_faults(field: str, formula: Formula | None) -> _Faults:
+    if formula is None:
+        return
+    if not isinstance(formula, Formula):
+        yield field, f"is {formula!r}, which is no `Formula`"
+        return
+    for name, count in (_FUNCTIONS | _OPTIONAL_FUNCTIONS).items():
+        function = getattr(formula, name)
+        if not (function is None and name in _OPTIONAL_FUNCTIONS):
+            yield from _call_faults(f"{field}.{name}", function, count, name in _WITH_SETTINGS)
+    for name in _FLAGS_OF_FORMULA:
+        if not isinstance(getattr(formula, name), bool):
+            yield f"{field}.{name}", f"is {getattr(formula, name)!r}, which is neither True nor False"
+    if formula.sized and not _takes_keyword(formula.change, "weight"):
+        yield f"{field}.change", "has no argument `weight`, which `sized` gives it"
+
+
+def _trial_faults(field: str, formula: Formula | None, algorithm: Algorithm) -> _Faults:
+    """Yield a role that `check` looks up and that no tensor has, by a trial with shapes of no file."""
+    if formula is None or algorithm.replaces:
+        return
+    roles = {*algorithm.suffixes.values(), *algorithm.unmarked, *algorithm.shared}
+    try:
+        formula.check(dict.fromkeys(roles, (1, 1)))
+    except KeyError as error:
+        role = error.args[0] if error.args else None
+        if isinstance(role, str) and role not in roles:
+            yield f"{field}.check", f"looks up the role {role!r}, which no tensor has"
+    except Exception:
+        return  # the formula of a file with other shapes
+
+
+def _call_faults(field: str, function: Any, count: int, has_settings: bool = False) -> _Faults:
+    """Yield a fault of a field that cannot be called with `count` arguments, and settings by name if it gets those."""
+    if not callable(function):
+        yield field, f"is {function!r}, which cannot be called"
+        return
+    code = getattr(function, "__code__", None)
+    if code is None:
+        return  # not a function of Python, such as a partial one
+    most = code.co_argcount - (getattr(function, "__self__", None) is not None)
+    least = 0 if has_settings else most - len(function.__defaults__ or ())
+    if count < least or (count > most and not code.co_flags & _TAKES_ANY_NUMBER):
+        yield field, f"is called with {count} arguments and takes {least if count < least else most}"
+
+
+def _takes_keyword(function: Callable[..., Any], name: str) -> bool:
+    """Return False for a function of Python that has no argument of this name; True if that is not known."""
+    code = getattr(function, "__code__", None)
+    if code is None:
+        return True
+    arguments = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+    return name in arguments or bool(code.co_flags & _TAKES_ANY_KEYWORD)

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import lora_inspect.algorithms.on_demand.hira as shown
-from lora_inspect import algorithms
+from lora_inspect import algorithms, combine
 from lora_inspect.algorithms.record import Algorithm, Formula
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.maths.change import Transposed
@@ -117,3 +117,18 @@ def test_nothing_of_it_is_left_behind():
         pass
     assert "gains" not in algorithms.ALGORITHMS
     assert ".gains_up" not in algorithms.CANDIDATES
+
+
+@pytest.mark.parametrize("fields", [{"rank": lambda shapes: None}, {"low_rank": None}], ids=["rank", "low_rank"])
+def test_product_of_lora_without_function_keeps_its_sum(fields, tmp_path):
+    product = algorithms.by_name("lora").formula
+    products = GAINS._replace(formula=product._replace(**fields), multiplies=False, has_alpha=False, scaled=("up",))
+    generator = torch.Generator().manual_seed(1)
+    up, down = (torch.randn(shape, generator=generator, dtype=torch.float64) for shape in ((9, 2), (2, 8)))
+    adapter, output = tmp_path / "products.safetensors", tmp_path / "sum.safetensors"
+    save_file({"layer.gains_up": up, "layer.gains_down": down}, adapter)
+    with algorithms.added(products):
+        combine([f"{adapter}:0.5", adapter], output, rank=2)
+    factors = load_file(output)
+    found = factors["layer.lora_up.weight"] @ factors["layer.lora_down.weight"]
+    torch.testing.assert_close(found, 1.5 * up @ down, rtol=1e-12, atol=1e-12)
