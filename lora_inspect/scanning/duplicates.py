@@ -1,18 +1,20 @@
-"""Files with the same tensors, byte for byte, whatever their metadata; most files need no read for this.
+"""Files with the same tensors, byte for byte, at the same scales; most files need no read for this.
 
-Files are compared by the sizes of their data, then by small samples of it, and only then by their tables of tensors and
-all of the data.
+Metadata and configs count by the scales that they give. Files are compared by these scales and the sizes of their data,
+then by small samples of it, and only then by their tables of tensors and all of the data.
 """
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
+from itertools import groupby
 
 from lora_inspect.errors import LoraInspectError
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.checkpoint import Checkpoint, open_checkpoint
 from lora_inspect.files.input_file import Identity, InputFile
 from lora_inspect.files.safetensors.header import TensorInfo
+from lora_inspect.reading.model.contribution import Contribution
 from lora_inspect.stores.address import is_remote
 
 _SAMPLES, _SAMPLE_BYTES = 8, 1 << 12
@@ -29,20 +31,31 @@ class Range(NamedTuple):
     identity: Identity
 
 
+# The algorithm and the scale of neighbouring changes, None for an unknown scale, with the number of these changes.
+ScaleRun = tuple[str, float | None, int]
+
+
 class DataSection(NamedTuple):
-    """The place and the number of a checkpoint's tensors: cheap facts of each file."""
+    """The place and the number of a checkpoint's tensors, and the scales of its changes: cheap facts of each file."""
 
     tensors: int
     ranges: tuple[Range, ...]
+    scales: tuple[ScaleRun, ...] = ()
 
     @property
-    def sizes(self) -> tuple[int, ...]:
-        """The sizes that two files with the same tensors share, and that differ between most others."""
-        return (self.tensors, *(one.stop - one.start for one in self.ranges))
+    def traits(self) -> tuple[object, ...]:
+        """The sizes and scales that two files with the same tensors share, and that differ between most others."""
+        return (self.scales, self.tensors, *(one.stop - one.start for one in self.ranges))
 
 
-def data_section(checkpoint: Checkpoint) -> DataSection | None:
-    """Return the data section of a checkpoint; None for one without a byte of data."""
+def scale_runs(changes: Iterable[Contribution]) -> tuple[ScaleRun, ...]:
+    """Return the scales of a file's changes in their order, each with the number of neighbours that share it."""
+    runs = groupby((change.algorithm.name, change.scale) for change in changes)
+    return tuple((algorithm, scale, sum(1 for _ in run)) for (algorithm, scale), run in runs)
+
+
+def data_section(checkpoint: Checkpoint, scales: tuple[ScaleRun, ...] = ()) -> DataSection | None:
+    """Return the data section of a checkpoint with these scales; None for one without a byte of data."""
     if len(checkpoint.files) == 1:
         tensors = checkpoint.tensors  # in file order
         ends = [(next(iter(tensors.values())), next(reversed(tensors.values())))] if tensors else []
@@ -56,23 +69,24 @@ def data_section(checkpoint: Checkpoint) -> DataSection | None:
         for first, last in ends
         if last.stop > first.start
     )
-    return DataSection(len(checkpoint.tensors), ranges) if ranges else None
+    return DataSection(len(checkpoint.tensors), ranges, scales) if ranges else None
 
 
 class Duplicates:
-    """Finds, of files given one after the other, the first that held the same tensors."""
+    """Finds, of files given one after the other, the first that held the same tensors at the same scales."""
 
     def __init__(self) -> None:
-        self._alike: dict[tuple[int, ...], _OfOneSize] = {}
+        self._alike: dict[tuple[object, ...], _OfOneSize] = {}
 
     def earlier(self, path: str, section: DataSection) -> str | None:
-        """Return the path of the first file with the same tensors; None if this one is the first.
+        """Return the path of the first file with the same tensors and scales; None if this one is the first.
 
         A file that cannot be read any more is like no other.
         """
-        alike = self._alike.get(section.sizes)
+        traits = section.traits
+        alike = self._alike.get(traits)
         if alike is None:
-            alike = self._alike[section.sizes] = _OfOneSize()
+            alike = self._alike[traits] = _OfOneSize()
         try:
             return alike.earlier(_Known(path, section))
         except (LoraInspectError, OSError):
@@ -80,7 +94,10 @@ class Duplicates:
 
 
 class _OfOneSize:
-    """Files with as many bytes in as many tensors. A lone one is not read; others are known by their samples."""
+    """Files of the same scales with as many bytes in as many tensors.
+
+    A lone one is not read; others are known by their samples.
+    """
 
     def __init__(self) -> None:
         self._lone: _Known | None = None

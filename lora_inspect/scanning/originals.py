@@ -55,7 +55,7 @@ class _Candidate(NamedTuple):
 
 
 class _Equal:
-    """Files with the same tensors: the place in the list and the path of their original."""
+    """Files with the same tensors at the same scales: the place in the list and the path of their original."""
 
     def __init__(self, place: int, path: str) -> None:
         self.place, self.path = place, path
@@ -91,7 +91,7 @@ class Originals:
             yield replace(held, duplicate_of=duplicate_of, section=None)
 
     def _equal_to(self, one: ScannedFile, place: int) -> _Equal | None:
-        """Return the group of files with the same tensors as this one; None for one without tensors."""
+        """Return the group of files with the tensors and scales of this one; None for one without tensors."""
         if not one.section:
             return None
         earlier = self._duplicates.earlier(one.path, one.section)

@@ -43,7 +43,7 @@ from lora_inspect.reading.model.settings import Settings
 from lora_inspect.reading.problems import PROBLEMS
 from lora_inspect.reading.scale.scale_records import FOLDED_KEY, FoldedScales
 from lora_inspect.reading.scale.scales import OPTIONS
-from lora_inspect.scanning.duplicates import DataSection, data_section
+from lora_inspect.scanning.duplicates import DataSection, data_section, scale_runs
 from lora_inspect.scanning.trainings import TrainingState, training_state
 from lora_inspect.sentences import Result, bounded, brief, listed
 
@@ -235,9 +235,9 @@ class ScannedFile(Result):
     those of its problems. `state` is one of `STATES`, empty for a file that is no adapter; `notes` give the reason or
     anything odd, each the same in fewer words than the one before it. `modified` is the time of its last change in
     seconds. `in_programs` are the verdicts of the programs that were asked for, by name. `duplicate_of` is the path of
-    the original with the same tensors. `record` is the additional record of a caller. `section` is for the search for
-    such files; the results of a scan have none. `trigger_words` are those of the metadata or of a sidecar. `training`
-    is the state of a training that an adapter is by its name, its metadata and its modules.
+    the original with the same tensors at the same scales. `record` is the additional record of a caller. `section` is
+    for the search for such files; the results of a scan have none. `trigger_words` are those of the metadata or of a
+    sidecar. `training` is the state of a training that an adapter is by its name, its metadata and its modules.
     """
 
     path: str
@@ -358,7 +358,7 @@ def _account(path: str, info: FileInfo, record: dict[str, Any] | None, programs:
         state=state,
         notes=notes,
         in_programs=asked,
-        section=data_section(checkpoint),
+        section=data_section(checkpoint, scale_runs(adapter.contributions)),
         record=record,
     )
 

@@ -5,7 +5,7 @@ import os
 import shutil
 
 import pytest
-from adapters import loras
+from adapters import lora, loras
 
 from lora_inspect.ops.scan import scan
 from lora_inspect.scanning import originals
@@ -126,3 +126,68 @@ def test_only_files_of_one_size_in_another_order_are_looked_at(seconds, looked_a
     monkeypatch.setattr(originals, "_tail", lambda *one: asked.append(one) or real(*one))
     originals.Originals(paths)
     assert len(asked) == looked_at
+
+
+# Alpha and rank of a file of diffusers' names, in its metadata; None for a file without them, which has the scale 1.
+EMBEDDED = {
+    "alpha 4": {"transformer.r": 2, "transformer.lora_alpha": 4},
+    "alpha 4 in bf16 training": {"transformer.r": 2, "transformer.lora_alpha": 4, "transformer.lora_dropout": 0.1},
+    "alpha 2": {"transformer.r": 2, "transformer.lora_alpha": 2},
+    "no config": None,
+}
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "is_duplicate"),
+    [
+        ("alpha 4", "no config", False),
+        ("no config", "alpha 4", False),
+        ("alpha 4", "alpha 2", False),
+        ("alpha 2", "no config", True),
+        ("alpha 4", "alpha 4", True),
+        ("alpha 4", "alpha 4 in bf16 training", True),
+        ("no config", "no config", True),
+    ],
+)
+def test_same_tensors_are_duplicates_at_same_scale(first, second, is_duplicate, write_safetensors, tmp_path):
+    tensors = lora("transformer.transformer_blocks.0.attn.to_q", rank=2, alpha=None, spelling="peft")
+    for name, case in (("a", first), ("b", second)):
+        config = EMBEDDED[case]
+        metadata = {"note": name} | ({} if config is None else {"lora_adapter_metadata": json.dumps(config)})
+        write_safetensors(tensors, metadata, f"many/{name}.safetensors")
+    original = str(tmp_path / "many" / "a.safetensors")
+    assert [one.duplicate_of for one in scan([tmp_path / "many"])] == [None, original if is_duplicate else None]
+
+
+@pytest.mark.parametrize(("alphas", "is_duplicate"), [((8, 8), True), ((8, 4), False), ((8, None), False)])
+def test_same_tensors_of_peft_are_duplicates_at_same_alpha(alphas, is_duplicate, write_safetensors, tmp_path):
+    tensors = lora("base_model.model.blocks.0.attn.q", rank=4, alpha=None, spelling="peft")
+    for name, alpha in zip("ab", alphas, strict=True):
+        folder = write_safetensors(tensors, name=f"many/{name}/adapter_model.safetensors").parent
+        config = {"peft_type": "LORA", "r": 4, "lora_alpha": alpha, "target_modules": ["q"]}
+        if alpha is not None:
+            (folder / "adapter_config.json").write_text(json.dumps(config))
+    assert [one.duplicate_of is not None for one in scan([tmp_path / "many"])] == [False, is_duplicate]
+
+
+def test_same_tensors_with_one_other_module_alpha_are_no_duplicates(write_safetensors, tmp_path):
+    modules = ("base_model.model.blocks.0.attn.q", "base_model.model.blocks.1.attn.q")
+    tensors = {key: t for module in modules for key, t in lora(module, rank=4, alpha=None, spelling="peft").items()}
+    for name, pattern in (("a", {}), ("b", {"blocks.0.attn.q": 8}), ("c", {"blocks.1.attn.q": 8}), ("d", {})):
+        folder = write_safetensors(tensors, name=f"many/{name}/adapter_model.safetensors").parent
+        config = {"peft_type": "LORA", "r": 4, "lora_alpha": 4, "alpha_pattern": pattern, "target_modules": ["q"]}
+        (folder / "adapter_config.json").write_text(json.dumps(config))
+    first = str(tmp_path / "many" / "a" / "adapter_model.safetensors")
+    assert [one.duplicate_of for one in scan([tmp_path / "many"])] == [None, None, None, first]
+
+
+def test_files_with_other_shares_of_scales_are_no_duplicates(write_safetensors, tmp_path):
+    modules = [f"base_model.model.blocks.{number}.attn.q" for number in range(3)]
+    tensors = {key: t for module in modules for key, t in lora(module, rank=4, alpha=None, spelling="peft").items()}
+    for name, count in (("a", 1), ("b", 2), ("c", 1)):
+        folder = write_safetensors(tensors, name=f"many/{name}/adapter_model.safetensors").parent
+        pattern = {f"blocks.{number}.attn.q": 8 for number in range(count)}
+        config = {"peft_type": "LORA", "r": 4, "lora_alpha": 4, "alpha_pattern": pattern, "target_modules": ["q"]}
+        (folder / "adapter_config.json").write_text(json.dumps(config))
+    first = str(tmp_path / "many" / "a" / "adapter_model.safetensors")
+    assert [one.duplicate_of for one in scan([tmp_path / "many"])] == [None, None, first]
