@@ -21,10 +21,10 @@ from lora_inspect.algebra.linear.factors import Array, Factors
 from lora_inspect.algebra.linear.module_threads import made_in_order
 from lora_inspect.algebra.linear.ranks import RankRule
 from lora_inspect.algebra.numpy_tensors import check_finite
-from lora_inspect.algebra.options import FACTORS, AverageRequest, rank_rule
+from lora_inspect.algebra.options import FACTORS, AverageRequest, rank_rule, recorded_options
 from lora_inspect.algebra.output.made_metadata import made_metadata
 from lora_inspect.algebra.output.output_modules import FileError
-from lora_inspect.algebra.plan import SumPlan, plan_sum, recorded_options
+from lora_inspect.algebra.plan import SumPlan, plan_sum
 from lora_inspect.algebra.rescaling import (
     RescalingPlan,
     Rounding,
@@ -100,7 +100,7 @@ def _of_factors(inputs: Inputs, output: str | None, request: AverageRequest, wei
             "leave it out",
         )  # fmt: skip
     _check_alike([one.adapter for one in inputs.adapters])
-    recorded = {"of": FACTORS, **recorded_options(request, weights)}
+    recorded = recorded_options(request) | {"weights": list(weights)}
     return plan_rescaling(inputs, output, request.dtype, None, recorded)
 
 

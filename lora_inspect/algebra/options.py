@@ -7,7 +7,7 @@ Each option is declared here once. The rule for the ranks of an output is one of
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lora_inspect import option
 from lora_inspect.algebra.methods import SUM, known_methods
@@ -32,6 +32,15 @@ CHANGES, FACTORS = "changes", "factors"
 SVC, ENERGY = "svc", "energy"
 # The settings of single methods.
 _OF_METHODS = ("density", "t", "seed")
+# Options that allow an output and change nothing in it, which its record therefore does not have.
+PERMISSIONS = ("allow_growth", "allow_mixed")
+# Options that the record of an output has in other keys than their names: the keys by option.
+RECORDED_IN = {
+    **dict.fromkeys((*_RULES, "max_rank"), "rule"),
+    **dict.fromkeys(("method", *_OF_METHODS, "lambda_", "calibrate", "clip_sigma"), "method"),
+    "dtype": "dtype",
+    "weights": "inputs",
+}
 
 
 def size_in_bytes(text: str) -> int | None:
@@ -251,6 +260,25 @@ class ReportRequest(option.ReadingRequest):
     def comparison(self) -> CompareRequest:
         """The same options of `compare`."""
         return CompareRequest(**{one.name: getattr(self, one.name) for one in fields(self)})
+
+
+def recorded_options(request: "CombineRequest | ResizeRequest | AverageRequest | ExtractRequest") -> dict[str, Any]:
+    """Return the given options as the record of an output has them, by name, but for PERMISSIONS and RECORDED_IN.
+
+    Of a path the record has the last part, as of the inputs: no folder of a machine, and no secret of an address.
+    """
+    from lora_inspect.reading.metadata.output_metadata import describe_file  # `--help` does without it
+    from lora_inspect.stores.address import is_remote, printable_address
+
+    recorded: dict[str, Any] = {}
+    for name, declared in option.declared(type(request)).items():
+        given = getattr(request, name)
+        if name in PERMISSIONS or name in RECORDED_IN or given == declared.default:
+            continue
+        if declared.option.kind == option.PATH:
+            given = describe_file(printable_address(given) if is_remote(given) else given)
+        recorded[name] = list(given) if declared.option.kind == option.NAMES else given
+    return recorded
 
 
 def folder_contradiction(request: CompareRequest) -> str | None:

@@ -17,7 +17,7 @@ from lora_inspect.algebra.core_merging import MergeRule
 from lora_inspect.algebra.experts import widths
 from lora_inspect.algebra.inputs import Inputs, base_changes, check_experts
 from lora_inspect.algebra.linear.ranks import RankRule
-from lora_inspect.algebra.options import ENERGY, AverageRequest, CombineRequest, ResizeRequest
+from lora_inspect.algebra.options import ENERGY, AverageRequest, CombineRequest, ResizeRequest, recorded_options
 from lora_inspect.algebra.output.adapter_output import AdapterOutput
 from lora_inspect.algebra.output.output_modules import Making, PlannedModule, widest
 from lora_inspect.algebra.output.spelling import times_counted
@@ -121,6 +121,9 @@ def plan_sum(
     left_out |= {module.module.name.key: REPEATED for module in heads}
     modules, passed = _without_saved(aligned_modules, inputs)
     merge = _merge_rule(request, inputs)
+    recorded = recorded_options(request)
+    recorded |= {"method": merge.to_record()} if merge else {}
+    recorded |= {"weights": list(weights)} if weights else {}
     base = base_changes(inputs, modules, request, weights)
     is_stabilised = is_resized and request.to is None and inputs.first.rslora.value is True
     planned = [_planned(module, base, rule) for module in modules]
@@ -166,7 +169,7 @@ def plan_sum(
         rule=rule,
         making=making,
         is_stabilised=is_stabilised,
-        recorded=recorded_options(request, weights) | ({"method": merge.to_record()} if merge else {}),
+        recorded=recorded,
         left_out=left_out,
         order_matters=tuple(base.order_matters()) if base else (),
         notes=(*inputs.notes, *_partial(planned, inputs), *(base.notes if base else ())),
@@ -192,13 +195,6 @@ def _check_cores(planned: Sequence[PlannedModule], merge: MergeRule) -> None:
                     "has no core",
                     "convert it to LoRA of a rank first, or leave it out with --exclude",
                 )
-
-
-def recorded_options(request: SumRequest, weights: Sequence[float] | None) -> dict[str, Any]:
-    """Return the options in an output's record that decide it, besides its inputs and its rule."""
-    told = {"include": list(request.include), "exclude": list(request.exclude), "weights": list(weights or ())}
-    told["dora_multiplier"] = request.dora_multiplier
-    return {name: value for name, value in told.items() if value}
 
 
 def _target_options(request: SumRequest, first: Adapter) -> ConvertOptions:

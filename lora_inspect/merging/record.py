@@ -180,7 +180,7 @@ def _options(plan: MergePlan) -> dict[str, Any]:
         RESIZED: list(plan.resized),
         "allow_partial_dora": options.settings.allow_partial_dora,
     }
-    defaults = MergeOptions()
+    defaults = type(options)()
     others = [one.name for one in fields(options) if one.name not in _SPELLED]
     return {name: value for name, value in said.items() if value} | {
         RECORDED_AS.get(name, name): value

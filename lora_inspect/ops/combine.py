@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
-from lora_inspect.algebra.options import CombineRequest, rank_rule
+from lora_inspect.algebra.options import CombineRequest, rank_rule, recorded_options
 from lora_inspect.algebra.results import SumResult
 from lora_inspect.progress import Progress, silent
 from lora_inspect.reading.model.settings import Settings
@@ -26,14 +26,13 @@ def plan_combine(adapters: Sequence[tuple[str, Settings]], output: str | None, r
     or names cannot have it.
     """
     from lora_inspect.algebra.inputs import read_inputs
-    from lora_inspect.algebra.plan import plan_sum, recorded_options
+    from lora_inspect.algebra.plan import plan_sum
     from lora_inspect.algebra.rescaling import is_rescalable, plan_rescaling
 
     inputs, rule = read_inputs(adapters, request), rank_rule(request)
     is_kept = request.is_sum and rule.is_exact and request.to is None and request.base is None
     if is_kept and is_rescalable(inputs, request.dora_multiplier):
-        recorded = recorded_options(request, None)
-        return plan_rescaling(inputs, output, request.dtype, request.dora_multiplier, recorded)
+        return plan_rescaling(inputs, output, request.dtype, request.dora_multiplier, recorded_options(request))
     return plan_sum(inputs, output, request, rule)
 
 

@@ -24,7 +24,7 @@ from lora_inspect.algebra.extracting.model_layers import OF_VAE
 from lora_inspect.algebra.extracting.model_pair import ModelPair, NotFiniteError, open_pair
 from lora_inspect.algebra.linear.module_threads import made_in_order
 from lora_inspect.algebra.linear.ranks import RankRule
-from lora_inspect.algebra.options import ExtractRequest, rank_rule
+from lora_inspect.algebra.options import ExtractRequest, rank_rule, recorded_options
 from lora_inspect.algebra.output.adapter_output import AdapterOutput
 from lora_inspect.algebra.output.made_metadata import input_record, made_record
 from lora_inspect.algebra.output.output_modules import FileError, Making, WrittenTensor, widest
@@ -264,15 +264,10 @@ class _Run:
         errors = FileError(self._error, self._rounding)
         return {
             SCALE_KEY: STANDARD,
-            COMBINED_KEY: made_record(_VERB, self.inputs, self.rule, self.dtype, errors, self._options),
+            COMBINED_KEY: made_record(
+                _VERB, self.inputs, self.rule, self.dtype, errors, recorded_options(self.plan.request)
+            ),
         }
-
-    @property
-    def _options(self) -> dict[str, Any]:
-        """The options in its record that, besides the rule, decide the output."""
-        request = self.plan.request
-        told = {"only": list(request.only), "include": list(request.include), "exclude": list(request.exclude)}
-        return {name: value for name, value in {**told, "weights_only": request.weights_only}.items() if value}
 
     @property
     def _norm(self) -> float:
