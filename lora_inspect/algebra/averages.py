@@ -24,6 +24,7 @@ from lora_inspect.algebra.numpy_tensors import check_finite
 from lora_inspect.algebra.options import FACTORS, AverageRequest, rank_rule, recorded_options
 from lora_inspect.algebra.output.made_metadata import made_metadata
 from lora_inspect.algebra.output.output_modules import FileError
+from lora_inspect.algebra.output.sum_metadata import conflict_notes
 from lora_inspect.algebra.plan import SumPlan, plan_sum
 from lora_inspect.algebra.rescaling import (
     RescalingPlan,
@@ -99,9 +100,15 @@ def _of_factors(inputs: Inputs, output: str | None, request: AverageRequest, wei
             inputs.first.checkpoint.path, f"--of factors keeps names and algorithm, so {named} has no effect",
             "leave it out",
         )  # fmt: skip
-    _check_alike([one.adapter for one in inputs.adapters])
+    adapters = [one.adapter for one in inputs.adapters]
+    _check_alike(adapters)
+
+    def make_metadata(_: Mapping[str, str], record: str) -> dict[str, str]:
+        return made_metadata(adapters, record, set(), set(), adapters[0].rslora.value is True)
+
     recorded = recorded_options(request) | {"weights": list(weights)}
-    return plan_rescaling(inputs, output, request.dtype, None, recorded)
+    plan = plan_rescaling(inputs, output, request.dtype, None, recorded, make_metadata)
+    return replace(plan, notes=(*plan.notes, *conflict_notes(adapters)))
 
 
 def write_average(plan: AveragePlan, force: bool = False, progress: Progress = silent) -> AverageResult:
@@ -120,16 +127,12 @@ def _write_factors(
     plan: AveragePlan, of: RescalingPlan, apart: float | None, force: bool, progress: Progress
 ) -> SumResult:
     """Write the average of factors; its error is its difference from the average of changes."""
-    adapters = [one.adapter for one in plan.inputs.adapters]
-    others = [adapter.checkpoint.tensors for adapter in adapters[1:]]
+    others = [one.adapter.checkpoint.tensors for one in plan.inputs.adapters[1:]]
 
     def make(info: TensorInfo, dtype: str, rounding: Rounding) -> memoryview | bytes:
         return _averaged_bytes(info, [one[info.name] for one in others], plan.weights, dtype, rounding)
 
-    def metadata(_: Mapping[str, str], record: str) -> dict[str, str]:
-        return made_metadata(adapters, record, set(), set(), adapters[0].rslora.value is True)
-
-    return write_alike(of, _VERB, make, metadata, force, progress, apart)
+    return write_alike(of, _VERB, make, force, progress, apart)
 
 
 def average_result(plan: AveragePlan, progress: Progress = silent) -> AverageResult:

@@ -23,7 +23,8 @@ from lora_inspect.algebra.linear.ranks import RankRule
 from lora_inspect.algebra.numpy_tensors import check_finite, load_floats
 from lora_inspect.algebra.output.made_metadata import input_records, kept_metadata, made_record
 from lora_inspect.algebra.output.output_modules import FileError
-from lora_inspect.algebra.output.streamed_file import bytes_of, streamed_bytes, streamed_file
+from lora_inspect.algebra.output.streamed_file import bytes_of, hash_keys, streamed_bytes, streamed_file
+from lora_inspect.algebra.output.sum_metadata import dropped_keys
 from lora_inspect.algebra.results import SumResult
 from lora_inspect.errors import RefusedError
 from lora_inspect.files.delivery import delivered
@@ -62,9 +63,16 @@ def _factor_to_scale(contribution: Contribution, dora_rule: str | None) -> Tenso
     return contribution.factors[role] if role else None
 
 
+# The metadata of an output: of the first input's metadata and the record of the making.
+MakeMetadata = Callable[[Mapping[str, str], str], dict[str, str]]
+
+
 @dataclass(frozen=True, slots=True)
 class RescalingPlan:
-    """The planned copy of one adapter: the multipliers by tensor, and the keys that are left out with the reasons."""
+    """The planned copy of one adapter: the multipliers by tensor, and the keys that are left out with the reasons.
+
+    `make_metadata(metadata, record)` gives the metadata of the output.
+    """
 
     inputs: Inputs
     path: str
@@ -74,6 +82,7 @@ class RescalingPlan:
     dtype: str | None = None
     notes: tuple[str, ...] = ()
     recorded: Mapping[str, Any] = field(default_factory=dict)
+    make_metadata: MakeMetadata = kept_metadata
 
     @property
     def steps(self) -> int:
@@ -114,6 +123,7 @@ def plan_rescaling(
     dtype: str | None,
     dora_rule: str | None,
     recorded: Mapping[str, Any] = MappingProxyType({}),
+    make_metadata: MakeMetadata = kept_metadata,
 ) -> RescalingPlan:
     """Return the plan of a copy of the first input; `recorded` are options that its record has.
 
@@ -134,7 +144,8 @@ def plan_rescaling(
     checkpoint = adapter.checkpoint
     is_folder = checkpoint.config_path is not None
     path = "" if output is None else _path(output, checkpoint.name, is_folder, list(inputs.files))
-    return RescalingPlan(inputs, path, is_folder, multipliers, gone, dtype, tuple(inputs.notes), recorded)
+    notes = tuple(inputs.notes)
+    return RescalingPlan(inputs, path, is_folder, multipliers, gone, dtype, notes, recorded, make_metadata)
 
 
 def _path(named: str, name: str, is_folder: bool, inputs: Sequence[str]) -> str:
@@ -193,22 +204,20 @@ def rescaled(plan: RescalingPlan, verb: str, force: bool = False, progress: Prog
             return b"".join(renamed(info, info.name).chunks())
         return bytes_of_numbers(info, load_floats(info).astype(numpy.float64) * multiplier, dtype, rounding)
 
-    return write_alike(plan, verb, make, kept_metadata, force, progress)
+    return write_alike(plan, verb, make, force, progress)
 
 
 def write_alike(
     plan: RescalingPlan,
     verb: str,
     make: MakeBytes,
-    make_metadata: Callable[[Mapping[str, str], str], dict[str, str]],
     force: bool,
     progress: Progress,
     error: float | None = 0.0,
 ) -> SumResult:
     """Write a file with the tensors of the first input, each of the bytes that `make` makes.
 
-    `make_metadata(metadata, record)` gives its metadata, and `error` is the relative error of it all. Raises
-    LoraInspectError as `rescaled` does.
+    `error` is the relative error of it all. Raises LoraInspectError as `rescaled` does.
     """
     started, checkpoint = time.perf_counter(), plan.inputs.first.checkpoint
     leftovers, name = remove_leftovers(plan.path), checkpoint.name
@@ -220,7 +229,7 @@ def write_alike(
     def metadata() -> dict[str, str]:
         made = FileError(error, rounding.error)
         record = made_record(verb, records, RankRule(), plan.dtypes, made, plan.recorded)
-        return make_metadata(checkpoint.metadata, record)
+        return plan.make_metadata(checkpoint.metadata, record)
 
     def write(path: str, inputs: Mapping[str, Identity] | None, own_force: bool) -> int:
         plans = list(plan.tensors.values())
@@ -272,6 +281,8 @@ def planned_copy(plan: RescalingPlan, verb: str) -> SumResult:
     tensors = list(plan.tensors.values())
     records = input_records(plan.inputs)
     record = made_record(verb, records, RankRule(), plan.dtypes, FileError(), plan.recorded)
+    metadata = plan.make_metadata(adapter.checkpoint.metadata, record)
+    adapters = [one.adapter for one in plan.inputs.adapters]
     return SumResult(
         verb=verb,
         output=plan.path or None,
@@ -284,12 +295,13 @@ def planned_copy(plan: RescalingPlan, verb: str) -> SumResult:
         left_out=plan.left_out,
         ranks=dict(sorted(ranks.items())),
         dtype=plan.dtypes,
-        bytes=streamed_bytes(tensors, kept_metadata(adapter.checkpoint.metadata, record)),
+        bytes=streamed_bytes(tensors, metadata),
         energy=1.0,
         error=0.0,
         rounding=None,
         worst=None,
         order_matters=(),
         seconds=0.0,
+        dropped_metadata=dropped_keys(adapters, {*metadata, *hash_keys(adapter.checkpoint.metadata)}),
         notes=plan.notes,
     )

@@ -1,6 +1,6 @@
 """The account of an adapter that was made of others: ranks, bytes, and the errors of trim and rounding."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from lora_inspect.fast_namedtuple import NamedTuple
@@ -85,11 +85,13 @@ class MadeAdapter(Result):
 class SumResult(MadeAdapter):
     """The account of a sum, or of the result of another method.
 
-    `offer` is the trim that an exact sum could have. `method` has the name and the settings of a method, None for a
-    plain sum. `shares` are the shares of the inputs in its result: 1 for an unchanged input, None for one that changes
-    nothing. `clipped` are the modules with cut singular values.
+    `dropped_metadata` are all keys of the inputs' metadata that the output does not have, sorted. `offer` is the trim
+    that an exact sum could have. `method` has the name and the settings of a method, None for a plain sum. `shares` are
+    the shares of the inputs in its result: 1 for an unchanged input, None for one that changes nothing. `clipped` are
+    the modules with cut singular values.
     """
 
+    dropped_metadata: list[str] = field(default_factory=list)
     offer: OfferedTrim | None = None
     method: dict[str, Any] | None = None
     shares: tuple[float | None, ...] | None = None
@@ -98,7 +100,7 @@ class SumResult(MadeAdapter):
     def to_dict(self) -> dict[str, Any]:
         """Return the record that `combine --json` and `resize --json` print."""
         # zero-argument super() does not know the class that slots make
-        found = MadeAdapter.to_dict(self)
+        found = {**MadeAdapter.to_dict(self), "dropped_metadata": self.dropped_metadata}
         if self.verb != "combine":
             return found
         clipped = [one._asdict() for one in self.clipped]
@@ -124,6 +126,7 @@ class AverageResult(SumResult):
         return {
             # zero-argument super() does not know the class that slots make
             **MadeAdapter.to_dict(self),
+            "dropped_metadata": self.dropped_metadata,
             "steps": steps,
             "weights": list(self.weights),
             "factors_apart": self.apart,

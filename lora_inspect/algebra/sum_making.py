@@ -9,9 +9,10 @@ from lora_inspect import programs
 from lora_inspect.algebra.combination import OFFERED, MeasuredModule, calibrated_making, made, made_by_rule, measured
 from lora_inspect.algebra.core_merging import MergeFacts, total_facts
 from lora_inspect.algebra.linear.ranks import choose_ranks
-from lora_inspect.algebra.output.made_metadata import MetadataConflict, input_records, made_metadata, made_record
+from lora_inspect.algebra.output.made_metadata import input_records, made_metadata, made_record
 from lora_inspect.algebra.output.output_modules import FileError, MadeModule, ModuleAccount, file_error
 from lora_inspect.algebra.output.streamed_file import bytes_behind
+from lora_inspect.algebra.output.sum_metadata import conflict_notes, dropped_keys
 from lora_inspect.algebra.plan import SumPlan
 from lora_inspect.algebra.results import OfferedTrim, SumResult, WorstModule
 from lora_inspect.converting.growth import Growth
@@ -194,7 +195,7 @@ def _result(plan: SumPlan, verb: str, account: _Account, errors: FileError, size
     }
     ranks = Counter(one.rank for one in written if one.rank)
     merge, facts = plan.making.merge, [one.facts for one in account.modules if one.facts]
-    conflicts = MetadataConflict(plan.adapters).notes if len(plan.adapters) > 1 else ()
+    conflicts = conflict_notes(plan.adapters) if len(plan.adapters) > 1 else ()
     return SumResult(
         verb=verb,
         output=plan.output.path or None,
@@ -214,6 +215,7 @@ def _result(plan: SumPlan, verb: str, account: _Account, errors: FileError, size
         worst=WorstModule(errors.worst_module, errors.worst) if errors.worst_module is not None else None,
         order_matters=plan.order_matters,
         seconds=seconds,
+        dropped_metadata=dropped_keys(plan.adapters, plan.output.metadata_keys(account.metadata())),
         method=merge.to_record() if merge else None,
         shares=_shares(facts) if merge and facts else None,
         clipped=tuple(one.clip for one in facts if one.clip),

@@ -15,7 +15,14 @@ import numpy
 
 from lora_inspect.algebra.output.output_modules import MadeModule, Making, PlannedModule, WrittenTensor
 from lora_inspect.algebra.output.spelling import difference_key, spelling_of, suffixes_of
-from lora_inspect.algebra.output.streamed_file import alpha_plan, bytes_of, check_written, streamed_bytes, streamed_file
+from lora_inspect.algebra.output.streamed_file import (
+    alpha_plan,
+    bytes_of,
+    check_written,
+    hash_keys,
+    streamed_bytes,
+    streamed_file,
+)
 from lora_inspect.algebra.tied_heads import tied_embeddings
 from lora_inspect.algorithms import lora_bias
 from lora_inspect.algorithms.record import WEIGHT
@@ -26,6 +33,7 @@ from lora_inspect.errors import RefusedError
 from lora_inspect.files.delivery import delivered
 from lora_inspect.files.discovery import ADAPTER_CONFIG, MLX_WEIGHTS, PEFT_WEIGHTS
 from lora_inspect.files.file_types import GGUF_KEYS
+from lora_inspect.files.gguf.gguf_format import ADAPTER_TYPE_KEY, ALPHA_KEY, ARCHITECTURE_KEY, TYPE_KEY
 from lora_inspect.files.gguf.gguf_reader import read_gguf
 from lora_inspect.files.gguf.gguf_writer import write_gguf
 from lora_inspect.files.input_file import Identity
@@ -159,6 +167,17 @@ class AdapterOutput:
         """Return the bytes of the file with these tensors."""
         return streamed_bytes(plans, metadata)
 
+    def metadata_keys(self, metadata: Mapping[str, str]) -> set[str]:
+        """Return the keys of a file that is written with this metadata: also those that its format has."""
+        if self._is_gguf:
+            return {*self._strings(metadata), ARCHITECTURE_KEY, TYPE_KEY, ADAPTER_TYPE_KEY, ALPHA_KEY}
+        return {*metadata, *hash_keys(self._hashed)}
+
+    @staticmethod
+    def _strings(metadata: Mapping[str, str]) -> dict[str, str]:
+        """Return the metadata for a GGUF file, whose format has the other keys."""
+        return {key: text for key, text in metadata.items() if not key.startswith(GGUF_KEYS)}
+
     def write(
         self,
         plans: Sequence[TensorPlan],
@@ -251,7 +270,7 @@ class AdapterOutput:
             rank = max(rank, one.rank)
             contents += [Content(plan, bytes(data)) for plan, data in self._tensors(one, making)]
         sums = {content.plan.name: crc32(content.source) for content in contents if isinstance(content.source, bytes)}
-        strings = {key: value for key, value in metadata().items() if not key.startswith(GGUF_KEYS)}
+        strings = self._strings(metadata())
 
         def prove(complete: str) -> None:
             check_written(complete, path, read_gguf(complete).tensors, sums)

@@ -1,13 +1,10 @@
 """The metadata of an adapter that was made of others: all facts that stay true, and the record of the making.
 
-Of one input the metadata stays, corrected as `convert` corrects it. Of several, keys that name the model stay if all
-inputs agree. Trigger words and tags are joined, and counts of tags are added. All other keys say something of a
-training, or of one input, that is not true of the sum.
+Of one input the metadata stays, corrected as `convert` corrects it; of several, the part that is true of their sum.
 """
 
 import json
 import os
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -15,9 +12,9 @@ from typing import Any
 from lora_inspect.algebra.inputs import Inputs
 from lora_inspect.algebra.linear.ranks import RankRule
 from lora_inspect.algebra.output.output_modules import FileError
+from lora_inspect.algebra.output.sum_metadata import metadata_of_several
 from lora_inspect.files.checkpoint import Checkpoint
 from lora_inspect.files.hashes import HASH_KEYS, file_sha256
-from lora_inspect.files.strict_json import parse_json
 from lora_inspect.maths.scaling import RANK_STABILISED, STANDARD
 from lora_inspect.reading.adapter import Adapter
 from lora_inspect.reading.metadata.output_metadata import (
@@ -29,16 +26,6 @@ from lora_inspect.reading.metadata.provenance import COMBINED_KEY
 from lora_inspect.reading.model.evidence import SCALE_KEY
 from lora_inspect.reading.model.settings import spell_settings
 from lora_inspect.version import __version__
-
-# Keys that name the model, by ModelSpec, sd-scripts and musubi-tuner, ai-toolkit, PEFT and the safetensors library.
-_OF_MODEL = (
-    *("modelspec.sai_model_spec", "modelspec.architecture", "modelspec.implementation", "modelspec.resolution"),
-    *("modelspec.prediction_type", "modelspec.license", "ss_base_model_version", "ss_v2", "ss_sd_model_name"),
-    *("ss_sd_model_hash", "ss_new_sd_model_hash", "ss_vae_name", "ss_vae_hash", "ss_new_vae_hash"),
-    *("ss_network_spec", "base_model", "base_model_name_or_path", "format"),
-)
-_JOINED = ("modelspec.trigger_phrase", "modelspec.tags")
-_COUNTED = "ss_tag_frequency"
 
 
 def input_record(checkpoint: Checkpoint, settings: str) -> dict[str, Any]:
@@ -87,19 +74,6 @@ def _digits(number: float) -> float:
     return float(f"{number:.6g}")
 
 
-class MetadataConflict:
-    """Keys that name the model and differ between the inputs, so that the output has none of them."""
-
-    def __init__(self, adapters: Sequence[Adapter]) -> None:
-        several = [adapter.checkpoint.metadata for adapter in adapters]
-        self.keys = [key for key in _OF_MODEL if len({one[key] for one in several if key in one}) > 1]
-
-    @property
-    def notes(self) -> list[str]:
-        """A sentence on the keys, if there are any."""
-        return [f"the inputs differ in {', '.join(self.keys)}, so the output has none of them."] if self.keys else []
-
-
 def made_metadata(
     adapters: Sequence[Adapter], record: str, ranks: set[int], alphas: set[float], is_stabilised: bool
 ) -> dict[str, str]:
@@ -111,44 +85,10 @@ def made_metadata(
         if is_stabilised and "ss_network_args" in metadata:
             kept["ss_network_args"] = metadata["ss_network_args"]
     else:
-        kept = _of_several([adapter.checkpoint.metadata for adapter in adapters])
+        kept = metadata_of_several([adapter.checkpoint.metadata for adapter in adapters])
     return kept | {SCALE_KEY: RANK_STABILISED if is_stabilised else STANDARD, COMBINED_KEY: record}
 
 
 def kept_metadata(metadata: Mapping[str, str], record: str) -> dict[str, str]:
     """Return the metadata of an adapter that keeps its algorithm, ranks and scales, without old hashes."""
     return {key: value for key, value in metadata.items() if key not in HASH_KEYS} | {COMBINED_KEY: record}
-
-
-def _of_several(several: Sequence[Mapping[str, str]]) -> dict[str, str]:
-    kept = {
-        key: values.pop()
-        for key in _OF_MODEL
-        if len(values := {one[key] for one in several if key in one}) == 1 and all(key in one for one in several)
-    }
-    for key in _JOINED:
-        if words := dict.fromkeys(word for one in several for word in _words(one.get(key, ""))):
-            kept[key] = ", ".join(words)
-    if counts := _tag_counts(several):
-        kept[_COUNTED] = json.dumps(counts)
-    return kept
-
-
-def _words(text: str) -> list[str]:
-    return [word.strip() for word in text.split(",") if word.strip()]
-
-
-def _tag_counts(several: Sequence[Mapping[str, str]]) -> dict[str, dict[str, int]]:
-    """Return the number of images of each folder with each tag, in all inputs together; invalid counts are ignored."""
-    found: dict[str, Counter[str]] = {}
-    for one in several:
-        try:
-            folders = parse_json(one.get(_COUNTED, "{}"))
-        except ValueError:
-            continue
-        for folder, tags in folders.items() if isinstance(folders, dict) else ():
-            if not isinstance(tags, dict):
-                continue
-            counted = {tag: count for tag, count in tags.items() if type(count) is int}
-            found.setdefault(folder, Counter()).update(counted)
-    return {folder: dict(tags) for folder, tags in found.items()}

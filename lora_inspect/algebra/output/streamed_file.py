@@ -11,7 +11,7 @@ import numpy
 from numpy.typing import NDArray
 
 from lora_inspect.errors import CouldNotWorkError
-from lora_inspect.files.hashes import HASH_KEYS, sshs_hashes
+from lora_inspect.files.hashes import HASH_KEYS, LEGACY_HASH, MODEL_HASH, sshs_hashes
 from lora_inspect.files.input_file import Identity, InputFile
 from lora_inspect.files.outputs import new_file
 from lora_inspect.files.safetensors.header import LENGTH_BYTES, TensorInfo, read_header
@@ -66,6 +66,11 @@ def _room(plans: Sequence[TensorPlan], metadata: Mapping[str, str]) -> int:
     return len(encode_header(plans, metadata, ROOM)) + (alphas + ALIGNMENT - 1) // ALIGNMENT * ALIGNMENT
 
 
+def hash_keys(hashed: Collection[str]) -> tuple[str, ...]:
+    """Return the keys of the hashes that a file gets if `hashed` are the keys of an input; none without hashes."""
+    return (MODEL_HASH, LEGACY_HASH) if any(key in HASH_KEYS for key in hashed) else ()
+
+
 @contextmanager
 def streamed_file(
     path: str,
@@ -93,7 +98,7 @@ def streamed_file(
     with new_file(path, inputs, force, prove) as descriptor:
         file = StreamedFile(descriptor, _room(plans, metadata()), sums)
         yield file
-        file.finish(dict(metadata()), any(key in HASH_KEYS for key in hashed))
+        file.finish(dict(metadata()), bool(hash_keys(hashed)))
 
 
 class StreamedFile:

@@ -52,6 +52,8 @@ def tell(result: "SumResult", as_json: bool, beside: Sequence[str] = (), error: 
             "in the order of the command line"
         )
     _tell_left_out(result.left_out)
+    if result.dropped_metadata:
+        terminal.aside(f"metadata that the output does not have: {_names(result.dropped_metadata)}")
     if result.offer and result.offer.bytes <= (1.0 - _WORTHWHILE) * result.bytes:
         terminal.line(offer_in_words(result))
 
