@@ -23,6 +23,7 @@ from lora_inspect.algebra.linear.ranks import RankRule
 from lora_inspect.algebra.numpy_tensors import check_finite
 from lora_inspect.algebra.options import FACTORS, AverageRequest, rank_rule, recorded_options
 from lora_inspect.algebra.output.made_metadata import made_metadata
+from lora_inspect.algebra.output.numbered_names import check_numbered_layers, numbered_layers, numbered_metadata
 from lora_inspect.algebra.output.output_modules import FileError
 from lora_inspect.algebra.output.sum_metadata import conflict_notes
 from lora_inspect.algebra.plan import SumPlan, plan_sum
@@ -102,9 +103,13 @@ def _of_factors(inputs: Inputs, output: str | None, request: AverageRequest, wei
         )  # fmt: skip
     adapters = [one.adapter for one in inputs.adapters]
     _check_alike(adapters)
+    layers = numbered_layers(adapters[0])
+    check_numbered_layers(adapters, layers.values())
+    ranks = {layers[one.module.key]: one.known_rank for one in adapters[0].contributions if one.module.key in layers}
 
     def make_metadata(_: Mapping[str, str], record: str) -> dict[str, str]:
-        return made_metadata(adapters, record, set(), set(), adapters[0].rslora.value is True)
+        metadata = made_metadata(adapters, record, set(), set(), adapters[0].rslora.value is True)
+        return metadata | numbered_metadata(adapters, ranks)
 
     recorded = recorded_options(request) | {"weights": list(weights)}
     plan = plan_rescaling(inputs, output, request.dtype, None, recorded, make_metadata)

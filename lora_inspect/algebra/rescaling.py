@@ -22,6 +22,7 @@ from lora_inspect.algebra.inputs import Inputs
 from lora_inspect.algebra.linear.ranks import RankRule
 from lora_inspect.algebra.numpy_tensors import check_finite, load_floats
 from lora_inspect.algebra.output.made_metadata import input_records, kept_metadata, made_record
+from lora_inspect.algebra.output.numbered_names import check_numbered_layers, numbered_layers
 from lora_inspect.algebra.output.output_modules import FileError
 from lora_inspect.algebra.output.streamed_file import bytes_of, hash_keys, streamed_bytes, streamed_file
 from lora_inspect.algebra.output.sum_metadata import dropped_keys
@@ -127,7 +128,8 @@ def plan_rescaling(
 ) -> RescalingPlan:
     """Return the plan of a copy of the first input; `recorded` are options that its record has.
 
-    Raises LoraInspectError for a name of the other kind, and where no module is left.
+    Raises LoraInspectError for a name of the other kind, where no module is left, and where names are numbers and some
+    layers are left out.
     """
     one, excluded = inputs.adapters[0], inputs.excluded[0]
     adapter = one.adapter
@@ -135,6 +137,8 @@ def plan_rescaling(
     gone |= {key: "its multiplier is 0" for key, multiplier in one.multipliers.items() if not multiplier}
     if gone.keys() >= adapter.modules.keys():
         raise RefusedError(adapter.checkpoint.path, "no module is left", "give a multiplier other than 0")
+    layers = numbered_layers(adapter)
+    check_numbered_layers([adapter], [layer for key, layer in layers.items() if key not in gone])
     multipliers: dict[str, float] = {}
     for contribution in adapter.contributions:
         multiplier = one.multipliers.get(contribution.module.key, 0.0)

@@ -10,6 +10,7 @@ from lora_inspect.algebra.combination import OFFERED, MeasuredModule, calibrated
 from lora_inspect.algebra.core_merging import MergeFacts, total_facts
 from lora_inspect.algebra.linear.ranks import choose_ranks
 from lora_inspect.algebra.output.made_metadata import input_records, made_metadata, made_record
+from lora_inspect.algebra.output.numbered_names import check_numbered_layers, numbered_metadata
 from lora_inspect.algebra.output.output_modules import FileError, MadeModule, ModuleAccount, file_error
 from lora_inspect.algebra.output.streamed_file import bytes_behind
 from lora_inspect.algebra.output.sum_metadata import conflict_notes, dropped_keys
@@ -25,6 +26,7 @@ from lora_inspect.programs.verdict import SAME, judge_each
 from lora_inspect.progress import Progress, silent
 from lora_inspect.reading.adapter import read_adapter
 from lora_inspect.reading.identify import adapter_candidates, with_paths
+from lora_inspect.schemes.cloneofsimo import CLONEOFSIMO
 from lora_inspect.sentences import counted, listed, some
 
 _OTHER_PROGRAM = "choose another program (nothing was written)"
@@ -48,7 +50,7 @@ class _Account:
         self.check()
 
     def check(self) -> None:
-        """Raise LoraInspectError if nothing is left of any module."""
+        """Raise LoraInspectError if nothing is left of any module, or if names that are numbers mean other layers."""
         if not any(one.rank or one.has_differences for one in self.modules):
             path, size = self._plan.inputs.first.checkpoint.path, self._plan.rule.size
             if size is not None and any(one.norm for one in self.modules):
@@ -60,6 +62,7 @@ class _Account:
                 "no module is left, as the changes cancel each other or are zero",
                 "change a multiplier",
             )
+        check_numbered_layers(self._plan.adapters, self._numbered_ranks())
 
     def metadata(self) -> dict[str, str]:
         """Return the metadata of an output that has these modules."""
@@ -67,7 +70,19 @@ class _Account:
         errors = file_error(self.modules)
         record = made_record(self._verb, self.inputs, plan.rule, plan.making.dtype, errors, plan.recorded)
         ranks = {one.rank for one in self.modules if one.rank}
-        return made_metadata(plan.adapters, record, ranks, set(map(plan.output.alpha_of, ranks)), plan.is_stabilised)
+        alphas = set(map(plan.output.alpha_of, ranks))
+        metadata = made_metadata(plan.adapters, record, ranks, alphas, plan.is_stabilised)
+        return metadata | numbered_metadata(plan.adapters, self._numbered_ranks())
+
+    def _numbered_ranks(self) -> dict[str, int]:
+        """Return the rank of each layer whose name is a number: the highest one until its module is made."""
+        plan = self._plan
+        keys = [one.sum.module.name.key for one in plan.modules if one.sum.module.name.scheme == CLONEOFSIMO.name]
+        if not keys:
+            return {}
+        ranks = {one.sum.module.name.key: rank for one, rank in zip(plan.modules, plan.most, strict=True)}
+        ranks |= {one.key: one.rank for one in self.modules}
+        return {plan.output.numbered_layer(key): ranks[key] for key in keys if ranks[key]}
 
 
 def write_sum(plan: SumPlan, verb: str, force: bool = False, progress: Progress = silent) -> SumResult:

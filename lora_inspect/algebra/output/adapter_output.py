@@ -13,6 +13,7 @@ from zlib import crc32
 
 import numpy
 
+from lora_inspect.algebra.output.numbered_names import layer_of
 from lora_inspect.algebra.output.output_modules import MadeModule, Making, PlannedModule, WrittenTensor
 from lora_inspect.algebra.output.spelling import difference_key, spelling_of, suffixes_of
 from lora_inspect.algebra.output.streamed_file import (
@@ -129,6 +130,10 @@ class AdapterOutput:
     def one_rank(self, ranks: Iterable[int]) -> int | None:
         """Return the rank up to which zeros fill all factors, or None if each module has its own."""
         return self._target.rank_of_all(ranks) if self.is_uniform else None
+
+    def numbered_layer(self, module: str) -> str:
+        """Return the layer, such as `unet:17`, of a module whose name is a number."""
+        return layer_of(self._spellings[module].up)
 
     def check(self, inputs: Collection[str], force: bool) -> None:
         """Raise LoraInspectError if the output cannot be written to its path."""

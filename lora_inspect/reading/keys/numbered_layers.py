@@ -75,7 +75,7 @@ def _paths(model: str, layers: Mapping[int, Mapping[str, TensorInfo]], said: str
     if single := next((number for number in layers.values() if len(number) < len(_ROLES)), None):
         return f"a layer has only {next(iter(single.values())).name}"
     known = _KINDS[model]
-    classes = _classes(said)
+    classes = classes_of(said)
     if not classes or not classes <= known.classes:
         told = listed(sorted(classes)) or "no classes"
         return f"the metadata name {told}, and lora-inspect knows the order only for {listed(sorted(known.classes))}"
@@ -88,7 +88,7 @@ def _paths(model: str, layers: Mapping[int, Mapping[str, TensorInfo]], said: str
     return list(fitting.pop())
 
 
-def _classes(said: str | None) -> set[str]:
+def classes_of(said: str | None) -> set[str]:
     """Return the names of classes in a list of JSON; none for anything else."""
     try:
         found = parse_json(said or "")
