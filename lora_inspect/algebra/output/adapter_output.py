@@ -15,7 +15,7 @@ import numpy
 
 from lora_inspect.algebra.output.numbered_names import layer_of
 from lora_inspect.algebra.output.output_modules import MadeModule, Making, PlannedModule, WrittenTensor
-from lora_inspect.algebra.output.spelling import difference_key, spelling_of, suffixes_of
+from lora_inspect.algebra.output.spelling import difference_key, nested, spelling_of, suffixes_of
 from lora_inspect.algebra.output.streamed_file import (
     alpha_plan,
     bytes_of,
@@ -123,9 +123,10 @@ class AdapterOutput:
         else:
             self.path = _file(named, name, inputs, GGUF_ENDING if self._is_gguf else SAFETENSORS_ENDING)
         suffixes = suffixes_of(first) if first else {}
-        self._spellings = {
+        spellings = {
             one.sum.module.name.key: spelling_of(one.sum.module, _origin(one), suffixes) for one in modules if one.shape
         }
+        self._spellings = nested(spellings, name)
 
     def one_rank(self, ranks: Iterable[int]) -> int | None:
         """Return the rank up to which zeros fill all factors, or None if each module has its own."""

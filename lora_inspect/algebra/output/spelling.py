@@ -4,6 +4,7 @@ Most names have plain LoRA: up (out, rank, 1, …) and down (rank, in, *kernel).
 llama.cpp the down factor of an Embedding. Factors of all experts of a layer are stacked, or packed as PEFT packs them.
 """
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
 import numpy
@@ -20,14 +21,20 @@ from lora_inspect.converting.target.target_algorithm import ARE_DIFFERENCES, DIF
 from lora_inspect.errors import RefusedError
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.reading.adapter import Adapter
+from lora_inspect.reading.base.base_names import leaf_of
+from lora_inspect.reading.expert_parameters import PARAMETERS
 from lora_inspect.reading.model.contribution import Contribution, Module
+from lora_inspect.reading.peft.saved_tensors import BELOW
 from lora_inspect.schemes.gguf import GGUF
 from lora_inspect.schemes.mlx import MLX
+from lora_inspect.sentences import listed
 
 Numbers = NDArray[numpy.generic]
 UP, DOWN = "up", "down"
 PLAIN, TURNED, ALONG_TOKENS, STACKED, PACKED = "plain", "turned", "along tokens", "stacked", "packed"
 _EMBEDDINGS = {algorithm.name for algorithm in lora_embedding.ALGORITHMS}
+# The start of the names of factors in PEFT.
+_FACTOR_OF_PEFT = ".lora_"
 # Algorithms whose factors a sum keeps: all others become plain LoRA.
 _KEPT = {lora.ALGORITHM.name, mlx.NAME, *_EMBEDDINGS}
 
@@ -121,6 +128,47 @@ def spelling_of(module: Module, origin: Contribution | None, suffixes: Mapping[s
         origin.config_path if is_same else body,
         is_held and algorithm == lora_experts.OF_MATRIX,
     )
+
+
+def nested(spellings: Mapping[str, Spelling], name: str) -> dict[str, Spelling]:
+    """Return the spellings by module, with keys of their own for parameters of one layer from several inputs.
+
+    In each input a parameter may be the only one of its layer, and so have the layer's name. Together PEFT wraps the
+    layer once for each of them: the first parameter is innermost.
+
+    Raises LoraInspectError, about the output called `name`, if the order of such parameters is not known.
+    """
+    if len({spelled.up for spelled in spellings.values()}) == len(spellings):
+        return dict(spellings)
+    layers: dict[str, list[str]] = defaultdict(list)
+    for module, spelled in spellings.items():
+        layers[_outermost(spelled.up)].append(module)
+    found = dict(spellings)
+    for modules in (modules for modules in layers.values() if len(modules) > 1):
+        order = {PARAMETERS.index(leaf): module for module in modules if (leaf := leaf_of(module)) in PARAMETERS}
+        if len(order) < len(modules):
+            raise RefusedError(
+                name,
+                f"{listed(modules)} have one name in it",
+                "leave all of them but one out with --exclude, or choose other names with --to",
+            )
+        for depth, place in enumerate(sorted(order, reverse=True)):
+            spelled, below = spellings[order[place]], BELOW * depth
+            up, down = (_inserted(key, below) for key in (spelled.up, spelled.down))
+            found[order[place]] = spelled._replace(up=up, down=down)
+    return found
+
+
+def _outermost(key: str) -> str:
+    """Return the key that a factor has if its parameter is the only one of its layer."""
+    return _inserted(key, "")
+
+
+def _inserted(key: str, below: str) -> str:
+    layer, factor, suffix = key.rpartition(_FACTOR_OF_PEFT)
+    while layer.endswith(BELOW):
+        layer = layer.removesuffix(BELOW)
+    return f"{layer}{below}{factor}{suffix}"
 
 
 def times_counted(module: Module, origin: Contribution) -> int:
