@@ -161,7 +161,7 @@ class CompareResult(Result):
 
 @dataclass(frozen=True, slots=True)
 class GroupMember:
-    """A file that is the same change as `of`, the file of its group with the most directions.
+    """A file that is the same change as `of`, the first file of its group, or the first one with the same ranks.
 
     This one is `multiplier` times that change but for a `difference`, relative to it. `how` are the words that tell the
     two apart: "renamed", "rescaled", "resized", "cast".
@@ -309,7 +309,7 @@ def compare_folder(
         adapters=[file.path for file in files if file.path not in left],
         groups=[[group.first.path, *(one.file.path for one in group.members)] for group in groups.found],
         members=[
-            GroupMember(one.file.path, group.first.path, one.multiplier, one.difference, list(one.how))
+            GroupMember(one.file.path, one.of.path, one.multiplier, one.difference, list(one.how))
             for group in groups.found
             for one in group.members
         ],

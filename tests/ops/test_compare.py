@@ -401,6 +401,27 @@ def test_versions_of_one_change_are_a_group(folder):
     assert told["resized"].difference == pytest.approx(meant, rel=1e-4)
 
 
+def test_folder_rescaled_file_is_compared_with_file_of_same_rank(run, tmp_path):
+    own = factors(1, 8)
+    filled = {path: (torch.nn.functional.pad(up, (0, 4)), torch.nn.functional.pad(down, (0, 0, 0, 4)))
+              for path, (up, down) in own.items()}  # fmt: skip
+    write(tmp_path / "a.safetensors", own)
+    write(tmp_path / "filled.safetensors", filled)
+    write(tmp_path / "later.safetensors", own)
+    write(tmp_path / "scaled.safetensors", own, 8 * 0.6)
+    found = lora_inspect.compare(tmp_path)
+    paths = [str(tmp_path / f"{name}.safetensors") for name in ("filled", "a", "later", "scaled")]
+    assert found.groups == [paths]
+    assert [(one.path, one.of, one.how) for one in found.members] == [
+        (paths[1], paths[0], ["resized"]), (paths[2], paths[1], []), (paths[3], paths[1], ["rescaled"]),
+    ]  # fmt: skip
+    assert [one.multiplier for one in found.members] == pytest.approx([1.0, 1.0, 0.6], rel=1e-6)
+    shown = run("compare", tmp_path).stdout
+    assert f"rescaled by 0.6 from {paths[1]}, difference" in shown
+    assert f"the same as {paths[1]}, difference" in shown
+    assert " resized, difference" in shown
+
+
 def test_a_neighbouring_epoch_is_a_change_of_its_own(tmp_path):
     own, step = factors(1, 8), factors(2, 8)
     later = {p: (up + 0.03 * step[p][0], down + 0.03 * step[p][1]) for p, (up, down) in own.items()}

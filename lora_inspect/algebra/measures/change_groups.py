@@ -67,12 +67,13 @@ class Skipped(NamedTuple):
 
 
 class Member(NamedTuple):
-    """A file that is `multiplier` times the first one of its group but for a relative `difference`.
+    """A file that is `multiplier` times the file `of` of its group but for a relative `difference`.
 
     `how` are the words for their differences: "renamed", "rescaled", "resized", "cast".
     """
 
     file: FolderFile
+    of: FolderFile
     multiplier: float
     difference: float
     how: tuple[str, ...]
@@ -177,12 +178,20 @@ def _grouped(aligned: _Aligned, skipped: list[Skipped], progress: Progress) -> l
     for one in sketched:
         for first, group in zip(firsts, groups, strict=True):
             if _are_near(first.sketch, one.sketch) and (member := _member(first.file, one.file)):
-                group.members.append(member)
+                group.members.append(_nearest_version(member, group))
                 break
         else:
             firsts.append(one)
             groups.append(ChangeGroup(one.file, []))
     return groups
+
+
+def _nearest_version(member: Member, group: ChangeGroup) -> Member:
+    """Return a member of a group as a version of the first file with its ranks; as it is if no other file has them."""
+    ranks = _ranks(member.file.adapter)
+    same_ranks = (other.file for other in group.members if _ranks(other.file.adapter) == ranks)
+    other = None if _ranks(group.first.adapter) == ranks else next(same_ranks, None)
+    return (other and _member(other, member.file)) or member
 
 
 class _Sketched(NamedTuple):
@@ -262,11 +271,11 @@ def _member(first: FolderFile, other: FolderFile) -> Member | None:
     # Of a trim the whole is exactly the nearest multiple to the trim, and not the other way round.
     best = found.best_multiplier(1, 0)
     if best is None:
-        return None if found.norms[0] else Member(other, 1.0, 0.0, _how(adapters, 1.0))
+        return None if found.norms[0] else Member(other, first, 1.0, 0.0, _how(adapters, 1.0))
     if not best.value or not _is_same(found, best.left, adapters):
         return None
     multiplier = 1.0 / best.value
-    return Member(other, multiplier, best.left, _how(adapters, multiplier))
+    return Member(other, first, multiplier, best.left, _how(adapters, multiplier))
 
 
 def _how(adapters: Sequence[Adapter], multiplier: float) -> tuple[str, ...]:

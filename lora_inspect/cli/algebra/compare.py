@@ -230,7 +230,9 @@ def _print_folder(result: "FolderResult") -> None:
     members = {one.path: one for one in result.members}
     for group in result.groups:
         terminal.line(f"{counted(len(group), 'file')} with one change:")
-        terminal.columns_of([(f"  {path}", _relation(members[path]) if path in members else "") for path in group])
+        terminal.columns_of(
+            [(f"  {path}", _relation(members[path], group[0]) if path in members else "") for path in group]
+        )
     alone = len(result.adapters) - sum(map(len, result.groups))
     if alone:
         terminal.line(f"{counted(alone, 'adapter')} with a change of {'its' if alone == 1 else 'their'} own")
@@ -240,7 +242,8 @@ def _print_folder(result: "FolderResult") -> None:
         terminal.note(one.reason)
 
 
-def _relation(one: "GroupMember") -> str:
-    """Return the relation of a file to the first one of its group, and their difference."""
+def _relation(one: "GroupMember", first: str) -> str:
+    """Return the relation of a file to another one of its group, named unless it is the first, and their difference."""
     done = [f"rescaled by {one.multiplier:.4g}" if name == "rescaled" else name for name in one.how]
-    return f"{listed(done) or 'the same'}, difference {one.difference:.2g}"
+    other = "" if one.of == first else f" {'from' if done else 'as'} {one.of}"
+    return f"{listed(done) or 'the same'}{other}, difference {one.difference:.2g}"
