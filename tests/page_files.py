@@ -75,6 +75,14 @@ def library(path: Path) -> None:
     save_file({key: np.asarray(value, np.float16) for key, value in halved.items()}, path / "style-half.safetensors")
 
 
+def biased(path: Path) -> None:
+    """A LoRA that changes a bias as well."""
+    from safetensors.numpy import load_file, save_file
+
+    FILES["face.safetensors"](path)
+    save_file({**load_file(path), f"{LAYERS[0]}.diff_b": np.full(24, 0.01, np.float32)}, path)
+
+
 def text(*lines: str) -> Make:
     """A file of text."""
 
@@ -146,6 +154,7 @@ FILES: dict[str, Make] = {
     "trained.safetensors": copy("hashed/smart_falcon_4_lokr.safetensors"),
     "cast.safetensors": copy("synthetic/bf16_alpha_and_flags.safetensors"),
     "loha.safetensors": trained_loha,
+    "biased.safetensors": biased,
     "lora.bin": pickled,
     "adapter": peft,
     "model": config,

@@ -137,6 +137,24 @@ def _check(adapter: Adapter, multipliers: Mapping[str, float]) -> None:
             check_multiplier(adapter.checkpoint.path, contribution, multipliers[key])
 
 
+def without_biases(inputs: Inputs) -> tuple[Inputs, dict[str, str]]:
+    """Return the inputs without changes of biases, and the keys of these changes with the reason.
+
+    Raises LoraInspectError if no input changes a bias, and for one that changes nothing else.
+    """
+    adapters: list[MultipliedAdapter] = []
+    left_out: dict[str, str] = {}
+    for one in inputs.adapters:
+        adapter, biases = one.adapter.without_biases()
+        multipliers = {key: multiplier for key, multiplier in one.multipliers.items() if key in adapter.modules}
+        adapters.append(MultipliedAdapter(adapter, multipliers))
+        for change in biases:
+            left_out |= {info.name: "left out by --drop-biases" for info in change.factors.values()}
+    if not left_out:
+        raise RefusedError(inputs.first.checkpoint.path, "no adapter changes a bias", "leave --drop-biases out")
+    return replace(inputs, adapters=tuple(adapters)), left_out
+
+
 def check_experts(adapters: Sequence[Adapter]) -> None:
     """Raise LoraInspectError if the names of two adapters say different experts of a pipeline."""
     found: list[tuple[str, str, str]] = []

@@ -189,6 +189,7 @@ class CombineRequest(ChoiceRequest, OutputRequest, RankRequest):
         "X", "Cut the singular values of the result to this number, such as those of spikes.", _wrong_cap
     )
     seed: int | None = option.whole("dare, dare-ties: seed of the numbers that are dropped. [default: 0]", least=0)
+    drop_biases: bool = option.flag("Leave out changes of biases; the loss is not measured.")
     allow_mixed: bool = option.flag("Combine adapters for different experts of a pipeline, such as Wan 2.2's two.")
 
     @property

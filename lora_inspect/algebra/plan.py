@@ -15,7 +15,7 @@ from lora_inspect.algebra.alignment import MultipliedAdapter, OutputModule, Term
 from lora_inspect.algebra.changes import check_sizes, has_open_kernel, matrix_shape, needs_base, shape_of, thin_rank
 from lora_inspect.algebra.core_merging import MergeRule
 from lora_inspect.algebra.experts import widths
-from lora_inspect.algebra.inputs import Inputs, base_changes, check_experts
+from lora_inspect.algebra.inputs import Inputs, base_changes, check_experts, without_biases
 from lora_inspect.algebra.linear.ranks import RankRule
 from lora_inspect.algebra.options import ENERGY, AverageRequest, CombineRequest, ResizeRequest, recorded_options
 from lora_inspect.algebra.output.adapter_output import AdapterOutput
@@ -112,6 +112,9 @@ def plan_sum(
         check_experts([one.adapter for one in inputs.adapters])
     check_dora_rule(request.dora_multiplier, [one.adapter for one in inputs.adapters])
     left_out = dict(_left_out(inputs, request))
+    if isinstance(request, CombineRequest) and request.drop_biases:
+        inputs, biases = without_biases(inputs)
+        left_out |= biases
     used = [
         MultipliedAdapter(one.adapter, {key: weight * m for key, m in one.multipliers.items() if m})
         for one, weight in zip(inputs.adapters, weights or [1.0] * len(inputs.adapters), strict=True)

@@ -66,6 +66,7 @@ class CombineKeywords(SeveralKeywords, total=False):
     calibrate: str | None
     clip_sigma: float | None
     seed: int | None
+    drop_biases: bool
 
 
 class AverageKeywords(SeveralKeywords, total=False):

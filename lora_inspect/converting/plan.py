@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from lora_inspect import programs
-from lora_inspect.algorithms.record import BIAS
 from lora_inspect.converting.options import FULL, SINGLE_EXPERTS, ConvertOptions
 from lora_inspect.converting.output.standard_output import StandardOutput
 from lora_inspect.converting.standard_fix import output_ending
@@ -66,24 +65,17 @@ def chosen_input(whole: Adapter, options: ConvertOptions) -> Input:
     left_out += [key for one in adapter.embeddings if one not in embeddings for key in one.keys]
     # Modules that all stay keep what is known of them.
     modules = {module.name.key: module for module in asked} if others else adapter.modules
-    biases = _biases(adapter, modules) if options.drop_biases else []
-    left_out += [info.name for contribution in biases for info in contribution.factors.values()]
     if options.allow_unclaimed:
         left_out += _unclaimed(adapter)
         adapter = adapter._replace(unclaimed=())
-    adapter = adapter._replace(modules=_without(modules, biases), embeddings=embeddings)
+    adapter, biases = adapter._replace(modules=modules, embeddings=embeddings), list[Contribution]()
+    if options.drop_biases:
+        adapter, biases = adapter.without_biases()
+        if not biases:
+            raise RefusedError(adapter.checkpoint.path, "it changes no biases", "leave --drop-biases out")
+        left_out += [info.name for contribution in biases for info in contribution.factors.values()]
     _refuse_residual(adapter)
     return Input(adapter, left_out, frozenset(contribution.module.key for contribution in biases))
-
-
-def _biases(adapter: Adapter, modules: Mapping[str, Module]) -> list[Contribution]:
-    """Return the changes of biases; raise LoraInspectError if there are none, or only such changes."""
-    changes = [contribution for module in modules.values() for contribution in module.contributions]
-    found = [contribution for contribution in changes if contribution.algorithm.parameter == BIAS]
-    if not found or len(found) == len(changes):
-        what = "only biases" if found else "no biases"
-        raise RefusedError(adapter.checkpoint.path, f"it changes {what}", "leave --drop-biases out")
-    return found
 
 
 def _unclaimed(adapter: Adapter) -> tuple[str, ...]:
@@ -93,17 +85,6 @@ def _unclaimed(adapter: Adapter) -> tuple[str, ...]:
             adapter.checkpoint.path, "all its tensors belong to known algorithms", "leave --allow-unclaimed out"
         )
     return adapter.unclaimed
-
-
-def _without(modules: dict[str, Module], biases: Collection[Contribution]) -> dict[str, Module]:
-    """Return the modules without their changes of biases; a module that changes nothing else is dropped."""
-    if not biases:
-        return modules
-    left = {
-        key: tuple(one for one in module.contributions if one.algorithm.parameter != BIAS)
-        for key, module in modules.items()
-    }
-    return {key: modules[key]._replace(contributions=own) for key, own in left.items() if own}
 
 
 def _refuse_residual(adapter: Adapter) -> None:

@@ -22,7 +22,7 @@ _VERB = "combine"
 def plan_combine(adapters: Sequence[tuple[str, Settings]], output: str | None, request: CombineRequest) -> CombinePlan:
     """Read headers and plan the sum; without an `output` it can only be measured.
 
-    One adapter without a rule or other names keeps its algorithm. Raises LoraInspectError if the adapters have no sum,
+    One adapter keeps its algorithm without a rule, other names and `drop_biases`. Raises LoraInspectError if the adapters have no sum,
     or names cannot have it.
     """
     from lora_inspect.algebra.inputs import read_inputs
@@ -30,7 +30,8 @@ def plan_combine(adapters: Sequence[tuple[str, Settings]], output: str | None, r
     from lora_inspect.algebra.rescaling import is_rescalable, plan_rescaling
 
     inputs, rule = read_inputs(adapters, request), rank_rule(request)
-    is_kept = request.is_sum and rule.is_exact and request.to is None and request.base is None
+    is_changed = bool(request.to or request.base or request.drop_biases)
+    is_kept = request.is_sum and rule.is_exact and not is_changed
     if is_kept and is_rescalable(inputs, request.dora_multiplier):
         return plan_rescaling(inputs, output, request.dtype, request.dora_multiplier, recorded_options(request))
     return plan_sum(inputs, output, request, rule)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 
+from lora_inspect.algorithms.record import BIAS
 from lora_inspect.errors import RefusedError
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.checkpoint import Checkpoint
@@ -42,6 +43,23 @@ class Adapter(NamedTuple):
     def other_keys(self) -> tuple[str, ...]:
         """The keys outside the modules: embeddings and unclaimed keys."""
         return (*(key for embedding in self.embeddings for key in embedding.keys), *self.unclaimed)
+
+    def without_biases(self) -> "tuple[Adapter, list[Contribution]]":
+        """Return the adapter without its changes of biases, and these; a module that changes nothing else is dropped.
+
+        Raises LoraInspectError if it has no other change.
+        """
+        biases = [change for change in self.contributions if change.algorithm.parameter == BIAS]
+        if not biases:
+            return self, biases
+        others = {
+            key: tuple(change for change in module.contributions if change.algorithm.parameter != BIAS)
+            for key, module in self.modules.items()
+        }
+        modules = {key: self.modules[key]._replace(contributions=changes) for key, changes in others.items() if changes}
+        if not modules:
+            raise RefusedError(self.checkpoint.path, "it changes only biases", "leave --drop-biases out")
+        return self._replace(modules=modules), biases
 
     @property
     def unknown(self) -> tuple[str, ...]:

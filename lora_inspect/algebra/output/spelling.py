@@ -15,9 +15,10 @@ from lora_inspect.algebra.alignment import Term
 from lora_inspect.algorithms import lora, lora_bias, lora_embedding, lora_experts, mlx
 from lora_inspect.algorithms.attention_lora import OUT_PROJ, TIMES
 from lora_inspect.algorithms.full import DIFFERENCE
-from lora_inspect.algorithms.record import WEIGHT, Algorithm
+from lora_inspect.algorithms.record import BIAS, WEIGHT, Algorithm
 from lora_inspect.converting.target.key_names import ALPHA, alpha_key, carrier_of, factor_key, new_factor_key
 from lora_inspect.converting.target.target_algorithm import ARE_DIFFERENCES, DIFFERENCES, reads_differences
+from lora_inspect.converting.target.target_program import WITHOUT_BIASES
 from lora_inspect.errors import RefusedError
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.reading.adapter import Adapter
@@ -210,6 +211,10 @@ def difference_key(module: Module, terms: Sequence[Term], parameter: str, has_fa
             next(iter(origin.factors.values())).file if origin else module.name.key,
             f"the sum of the changes of {module.name.key} is a full difference of its {parameter}, and no program "
             f"reads one under {module.name.scheme} names",
-            f"give --rank N for plain LoRA, or {names}" if is_weight else f"{names}, or leave it out with --exclude",
+            f"give --rank N for plain LoRA, or {names}" if is_weight else f"{names}, or {_without(parameter)}",
         )
     return _key(module, origin, algorithm, DIFFERENCE)
+
+
+def _without(parameter: str) -> str:
+    return WITHOUT_BIASES if parameter == BIAS else "leave it out with --exclude"

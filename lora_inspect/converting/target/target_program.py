@@ -50,6 +50,8 @@ from lora_inspect.schemes.record import EXACT, LOST, Scheme, Writing
 from lora_inspect.sentences import listed, some
 
 WAY_OUT = "choose another scheme, or leave --to out"
+# The fix for a change of a bias that the programs of an output do not take.
+WITHOUT_BIASES = "leave the biases out with --drop-biases of convert or combine (loses them)"
 # What a factor is, of which programs make something else.
 _FACTORS = {"alpha": "a limit", "rescale": "gains of its rows"}
 
@@ -82,6 +84,8 @@ def check_loadable(adapter: Adapter, scheme: Scheme, options: ConvertOptions) ->
             instead = "convert it to plain LoRA with --algorithm lora, " if can_be_lora else ""
             if is_saved_weight(algorithm, contribution.shapes):
                 instead = "convert it to plain LoRA with --algorithm lora --base BASE, "
+            if algorithm.parameter == BIAS:
+                instead = f"{WITHOUT_BIASES}, "
             raise RefusedError(
                 path,
                 f"{contribution.module.key} is {title}, which {writing.title} cannot load under {scheme.name} names",
@@ -461,7 +465,7 @@ def check_kinds(adapter: Adapter, families: Iterable[str], options: ConvertOptio
             can_be_lora = becomes_lora(algorithm, shapes) or is_saved_weight(algorithm, shapes)
             way = "convert it to LoRA with --algorithm lora (and --base BASE), " if can_be_lora else ""
             if algorithm.parameter == BIAS:
-                way = "leave the biases out with --drop-biases (loses them), "
+                way = f"{WITHOUT_BIASES}, "
             others = _without_components(adapter, lambda one, change: bool(word_for(one, change)))
             raise RefusedError(
                 adapter.checkpoint.path,
