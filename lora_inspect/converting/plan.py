@@ -3,7 +3,7 @@
 It starts from the requested part of the adapter, and from the base next to it.
 """
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -29,7 +29,7 @@ from lora_inspect.reading.base.named_model import named_folder
 from lora_inspect.reading.file_info import ADAPTER, kind_of
 from lora_inspect.reading.identify import adapter_candidates
 from lora_inspect.reading.keys.groups import changes_of_kinds
-from lora_inspect.reading.model.contribution import Contribution, Module
+from lora_inspect.reading.model.contribution import Contribution
 from lora_inspect.reading.pipeline import chosen
 from lora_inspect.schemes.gguf import GGUF
 

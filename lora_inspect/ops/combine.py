@@ -22,8 +22,8 @@ _VERB = "combine"
 def plan_combine(adapters: Sequence[tuple[str, Settings]], output: str | None, request: CombineRequest) -> CombinePlan:
     """Read headers and plan the sum; without an `output` it can only be measured.
 
-    One adapter keeps its algorithm without a rule, other names and `drop_biases`. Raises LoraInspectError if the adapters have no sum,
-    or names cannot have it.
+    One adapter keeps its algorithm without a rule, other names and `drop_biases`. Raises LoraInspectError if the
+    adapters have no sum, or names cannot have it.
     """
     from lora_inspect.algebra.inputs import read_inputs
     from lora_inspect.algebra.plan import plan_sum
