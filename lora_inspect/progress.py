@@ -1,12 +1,20 @@
 """Progress of a long computation, reported whether or not anyone watches."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 Progress = Callable[[int], None]
+# Begins a pass over a number of things, and returns the context of its progress.
+Passes = Callable[[int], AbstractContextManager[Progress]]
 
 
 def silent(amount: int) -> None:
     """Ignore the progress of a computation that nobody watches."""
+
+
+def silent_pass(length: int) -> AbstractContextManager[Progress]:
+    """Begin a pass over `length` things that nobody watches."""
+    return nullcontext(silent)
 
 
 class PartialProgress:

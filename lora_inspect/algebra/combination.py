@@ -298,16 +298,25 @@ def calibrated_making(modules: Sequence[PlannedModule], making: Making, progress
     """Return `making` with the multiplier of `--calibrate energy`; `progress` receives 1 for each module."""
     rule = making.merge
     assert rule
+    multiplier = energy_multiplier(merged_facts(modules, rule, progress))
+    return replace(making, merge=replace(rule, factor=rule.factor * multiplier))
+
+
+def merged_facts(modules: Sequence[PlannedModule], rule: MergeRule, progress: Progress) -> list[MergeFacts]:
+    """Return the numbers of the modules that a method changes; `progress` receives 1 for each module.
+
+    Raises LoraInspectError for a number that is not finite.
+    """
 
     def facts(module: PlannedModule) -> MergeFacts | None:
         return _merge_facts(module, rule, _merge(module, rule) if module.shape else None)
 
     progress(0)
-    found = []
+    found: list[MergeFacts] = []
     for one in made_in_order(facts, modules):
         progress(1)
         found += [one] if one else []
-    return replace(making, merge=replace(rule, factor=rule.factor * energy_multiplier(found)))
+    return found
 
 
 def _found(one: MadeModule, matrix: Array, rule: RankRule, making: Making) -> MadeModule:

@@ -190,6 +190,12 @@ def energy_multiplier(found: Sequence[MergeFacts]) -> float:
     return math.sqrt(sum(map(sum, (one.squares for one in found))) / energy) if energy else 1.0
 
 
+def carried_shares(facts: MergeFacts) -> tuple[float | None, ...]:
+    """Return the share of each input in the result, <D, D_i> / ‖D_i‖²; None for one without a change."""
+    pairs = zip(facts.inner, facts.squares, strict=True)
+    return tuple(inner / square if square else None for inner, square in pairs)
+
+
 def merged_vector(name: str, terms: Sequence[Term], rule: MergeRule) -> tuple[Array, MergeFacts]:
     """Return the merge of the differences of a vector, by their numbers directly."""
     own = [whole_change(one, None) if one else None for one in _by_adapter(terms, rule)]

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from lora_inspect import programs
 from lora_inspect.algebra.combination import OFFERED, MeasuredModule, calibrated_making, made, made_by_rule, measured
-from lora_inspect.algebra.core_merging import MergeFacts, total_facts
+from lora_inspect.algebra.core_merging import carried_shares, total_facts
 from lora_inspect.algebra.linear.ranks import choose_ranks
 from lora_inspect.algebra.output.made_metadata import input_records, made_metadata, made_record
 from lora_inspect.algebra.output.numbered_names import check_numbered_layers, numbered_metadata
@@ -232,16 +232,10 @@ def _result(plan: SumPlan, verb: str, account: _Account, errors: FileError, size
         seconds=seconds,
         dropped_metadata=dropped_keys(plan.adapters, plan.output.metadata_keys(account.metadata())),
         method=merge.to_record() if merge else None,
-        shares=_shares(facts) if merge and facts else None,
+        shares=carried_shares(total_facts(facts)) if merge and facts else None,
         clipped=tuple(one.clip for one in facts if one.clip),
         notes=(*plan.notes, *_of_bases(account.modules), *conflicts),
     )
-
-
-def _shares(facts: Sequence[MergeFacts]) -> tuple[float | None, ...]:
-    """Return the share of each input in the result, <D, D_i> / ‖D_i‖²; None for one without a change."""
-    total = total_facts(facts)
-    return tuple(inner / square if square else None for inner, square in zip(total.inner, total.squares, strict=True))
 
 
 def _of_bases(made: Sequence[ModuleAccount]) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterable
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 from lora_inspect.algebra.options import CompareRequest, folder_contradiction
@@ -45,8 +46,8 @@ def compare(
 
     Give two adapters or more as for `merge`: the result has numbers of two, and matrices of more. With
     `max_difference`, `ok` of the result is false if a relative difference is above it; that raises nothing.
-    `progress(done, total)` counts modules. A single path is that of a folder of adapters; its result has `groups`, and
-    files are counted, twice each.
+    `progress(done, total)` counts modules, and counts again from 0 for each command whose result takes another pass. A
+    single path is that of a folder of adapters; its result has `groups`, and files are counted, twice each.
 
     Raises LoraInspectError if an adapter cannot be read or compared, and ValueError for a single adapter.
     """
@@ -54,7 +55,12 @@ def compare(
     named = all_with_settings(adapters)
     if len(named) > 1:
         plan = plan_compare(named, request)
-        return logged(compare_planned(plan, watched(progress, len(plan.modules))))
+        compared = compare_planned(
+            plan,
+            watched(progress, len(plan.modules)),
+            passes=lambda length: nullcontext(watched(progress, length)),
+        )
+        return logged(compared)
     ((path, settings),) = named
     if not is_collection(path):
         if not os.path.exists(path):

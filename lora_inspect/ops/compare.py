@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from lora_inspect.errors import RefusedError
 from lora_inspect.files.input_file import check_unchanged
-from lora_inspect.progress import Progress, silent
+from lora_inspect.progress import Passes, Progress, silent, silent_pass
 from lora_inspect.reading.model.settings import Settings
 from lora_inspect.sentences import Result
 
@@ -237,14 +237,16 @@ def plan_compare(named: Sequence[tuple[str, Settings]], request: "CompareRequest
     return planned(named, request)
 
 
-def compare(plan: "ComparePlan", progress: Progress = silent) -> CompareResult:
-    """Compare the adapters; It calls `progress` for each module.
+def compare(plan: "ComparePlan", progress: Progress = silent, passes: Passes = silent_pass) -> CompareResult:
+    """Compare the adapters, and recommend a command whose result is computed before.
+
+    `progress` receives 1 for each module. The commands that are tried may take further `passes` over the modules.
 
     Raises LoraInspectError for a factor that is not finite, if shapes disagree, and for a file that has changed.
     """
     from lora_inspect.algebra.measures.compare_plan import compared_by_plan
 
-    found = compared_by_plan(plan, progress)
+    found = compared_by_plan(plan, progress, passes)
     most = plan.request.max_difference
     return CompareResult(
         adapters=[one.adapter.checkpoint.path for one in plan.inputs.adapters],

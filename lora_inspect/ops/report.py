@@ -10,7 +10,7 @@ from lora_inspect.errors import NeedsLibraryError, RefusedError
 from lora_inspect.files.input_file import Identity, check_unchanged
 from lora_inspect.files.outputs import PAGE_ENDING, check_output, file_output, new_file
 from lora_inspect.files.temp_files import remove_leftovers
-from lora_inspect.progress import PartialProgress, Progress, silent
+from lora_inspect.progress import PartialProgress, Progress, silent, silent_pass
 from lora_inspect.reading.file_info import FileInfo, inspect
 from lora_inspect.reading.model.settings import Settings, requested_settings
 from lora_inspect.sentences import Result
@@ -121,7 +121,9 @@ def report(plan: ReportPlan, force: bool = False, progress: Progress = silent) -
         measure(info, plan.request.base, plan.request.transposed, share.done, with_spectra=True) for info in plan.infos
     ]
     facts = [AdapterFacts(measurement, share.done) for measurement in measurements]
-    stack = StackFacts(plan.comparison, compared_by_plan(plan.comparison, silent), facts) if plan.comparison else None
+    stack = None
+    if plan.comparison:
+        stack = StackFacts(plan.comparison, compared_by_plan(plan.comparison, silent, silent_pass), facts)
     hashes = [_hashes(info, share.done) for info in plan.infos]
     page = rendered(facts, stack, hashes).encode()
     check_unchanged(plan.inputs)

@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Any
 from lora_inspect.algebra.changes import needs_base, shape_of
 from lora_inspect.algebra.measures.compare_plan import ComparePlan, PlanComparison
 from lora_inspect.algebra.measures.stack import weight_name
+from lora_inspect.algebra.measures.stack_commands import StackCommand
+from lora_inspect.algebra.options import ENERGY
 from lora_inspect.architectures.detection import Detection
 from lora_inspect.reading.identify import adapter_candidates
 from lora_inspect.reading.model.settings import spell_argument
 from lora_inspect.reporting.adapter_facts import AdapterFacts
 from lora_inspect.reporting.heat_map import HeatMap, LayerSize, heat_map, place_of
-from lora_inspect.sentences import printable
+from lora_inspect.sentences import listed, printable
 from lora_inspect.shell import command_line, operand
 
 if TYPE_CHECKING:
@@ -128,14 +130,22 @@ class StackFacts:
     def commands(self) -> Iterator[tuple[str, str]]:
         """Three commands for the stack, each with the sentence above it."""
         advice = self._found.stack.recommendation
-        yield f"Recommended: {advice.sentence}", advice.command
+        yield f"Recommended: {advice.sentence}{self._carried()}", advice.command
         yield "As strong as independent adapters", self._calibrated()
         yield "All numbers by block", command_line(["lora-inspect", "compare", *self._named])
+
+    def _carried(self) -> str:
+        """Return the shares of the adapters in the recommended result, as the end of a sentence."""
+        carried = self._found.stack.recommendation.carried or ()
+        shares = [f"{share:.1%} of {place}" for place, share in enumerate(carried, 1) if share is not None]
+        return f"; it carries {listed(shares)}" if shares else ""
 
     def _calibrated(self) -> str:
         """Return the sum at the energy of independent adapters."""
         words, energy = self._found.words, self._found.whole.sum_energy or 1.0
-        return words.line("--calibrate", "energy") if words.takes_methods else words.line(factor=energy**-0.5)
+        if words.takes_methods:
+            return words.line(StackCommand((1.0,) * self._count, {"calibrate": ENERGY}))
+        return words.line(StackCommand((energy**-0.5,) * self._count))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the numbers as the page's JSON has them."""

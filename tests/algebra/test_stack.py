@@ -1,14 +1,27 @@
 """Stacks of constructed adapters: what `compare` says of each, and that the command it recommends runs."""
 
 import json
-import os
 import shlex
 from itertools import combinations
 from statistics import median
 
 import numpy
 import pytest
-from safetensors.numpy import save_file
+from stacks import (
+    LAYERS,
+    NEARLY_OPPOSITE,
+    PARTLY_OPPOSITE,
+    SPIKED,
+    A,
+    B,
+    command_of,
+    dense,
+    drawn,
+    plus,
+    run_command,
+    with_direction,
+    write,
+)
 
 import lora_inspect
 from lora_inspect.algebra.linear.core import SharedFactors, decomposed, shared_factors
@@ -16,60 +29,9 @@ from lora_inspect.algebra.linear.core_space import CoreSpace, leading_cores
 from lora_inspect.algebra.linear.factors import Factors, joined
 from lora_inspect.algebra.measures.stack import Peak, WeightName, medians, peaks_of, sign_numbers, spikes
 
-BLOCKS, LEAVES = range(4), ("self_attn_q", "self_attn_k", "self_attn_v")
-LAYERS = [f"lora_unet_blocks_{block}_{leaf}" for block in BLOCKS for leaf in LEAVES]
-ROWS, COLUMNS = 96, 80
-VALUES = (2.0, 1.8, 1.6, 1.4)
-SPIKED = "lora_unet_blocks_2_self_attn_k"
 INDEPENDENT = "they add up as independent adapters do: load them together, or combine them"
 DISJOINT = "they change different modules: load them together, or combine them"
-SHARED = "they push the same direction: count directions once that several of them share"
-
-
-def directions(size, count, numbers):
-    return numpy.linalg.qr(numbers.standard_normal((size, count)))[0]
-
-
-def drawn(seed, layers=LAYERS, values=VALUES):
-    """Factors of changes with these singular values in drawn directions."""
-    numbers = numpy.random.default_rng(seed)
-    return {
-        name: (
-            directions(ROWS, len(values), numbers) * numpy.array(values),
-            directions(COLUMNS, len(values), numbers).T,
-        )
-        for name in layers
-    }
-
-
-def plus(*terms):
-    """The sum of adapters times numbers, with the factors of all side by side."""
-    return {
-        name: (
-            numpy.hstack([factor * own[name][0] for factor, own in terms]),
-            numpy.vstack([own[name][1] for _, own in terms]),
-        )
-        for name in terms[0][1]
-    }
-
-
-def with_direction(own, value, seed):
-    """The adapter with the first direction of one layer drawn by a seed of its own, and of this value."""
-    numbers = numpy.random.default_rng(seed)
-    up, down = (factor.copy() for factor in own[SPIKED])
-    up[:, 0], down[0] = value * directions(ROWS, 1, numbers)[:, 0], directions(COLUMNS, 1, numbers)[:, 0]
-    return {**own, SPIKED: (up, down)}
-
-
-def write(name, own):
-    tensors = {}
-    for layer, (up, down) in own.items():
-        tensors |= {
-            f"{layer}.lora_up.weight": numpy.ascontiguousarray(up, numpy.float32),
-            f"{layer}.lora_down.weight": numpy.ascontiguousarray(down, numpy.float32),
-            f"{layer}.alpha": numpy.array(len(down), numpy.float32),
-        }
-    save_file(tensors, f"{name}.safetensors", {"ss_base_model_version": "wan2.1"})
+SHARED = "they push the same direction: divide each direction by how often they count it"
 
 
 @pytest.fixture(autouse=True)
@@ -78,33 +40,6 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-def dense(*owns):
-    """The sum of changes as matrices, by layer."""
-    return {
-        name: sum(own[name][0] @ own[name][1] for own in owns if name in own) for own in owns for name in own
-    }  # fmt: skip
-
-
-def command_of(shown):
-    """The last line of the result: the command, as it is printed."""
-    return shown.stdout.splitlines()[-1].strip()
-
-
-def run_command(command, run):
-    """Run a command as a shell would, and return its output; fails unless it ends with 0 and writes what it names."""
-    program, *words = shlex.split(command)
-    assert program == "lora-inspect"
-    ended = run(*words)
-    assert ended.status == 0, ended.stderr
-    assert os.path.exists(words[words.index("-o") + 1])
-    return words[words.index("-o") + 1]
-
-
-A, B = drawn(1), drawn(2)
-IN_BLOCK_1 = [name for name in LAYERS if "blocks_1" in name]
-NEARLY_OPPOSITE = {**B, **{name: own for name, own in plus((-1.0, A), (0.2, B)).items() if name in IN_BLOCK_1}}
-# The cosine of a and -0.35 a + b is about -0.35 / √(1 + 0.35²) = -0.33.
-PARTLY_OPPOSITE = plus((-0.35, A), (1.0, drawn(3)))
 # What is written, the words behind `compare`, the sentence, and the command without its output; by case.
 STACKS = {
     "independent": ({"a": A, "b": B}, "a.safetensors:0.8 b.safetensors:0.6", INDEPENDENT, ""),
@@ -124,8 +59,8 @@ STACKS = {
     "nearly opposite in one block": (
         {"a": A, "n": NEARLY_OPPOSITE},
         "a.safetensors:0.8 n.safetensors:0.6",
-        "a.safetensors:0.8 and n.safetensors:0.6 conflict in blocks.1: let the larger numbers decide the signs",
-        " --method ties --density 0.5",
+        "a.safetensors:0.8 and n.safetensors:0.6 conflict in blocks.1: leave n.safetensors:0.6 out",
+        "a.safetensors:0.8",
     ),
     "disjoint": (
         {"a": drawn(1, LAYERS[:6]), "b": drawn(2, LAYERS[6:])},
@@ -149,8 +84,8 @@ STACKS = {
         {"a": A, "b": B, "c": PARTLY_OPPOSITE},
         "a.safetensors b.safetensors:0.9 c.safetensors",
         "a.safetensors and c.safetensors conflict in blocks.0, blocks.1, blocks.2, …: let the larger numbers decide "
-        "the signs",
-        " --method ties --density 0.5",
+        "the signs, and give the result the energy of independent adapters",
+        " --method ties --density 0.5 --calibrate energy",
     ),
     "a multiplier of 0": (
         {"a": A, "b": B},
@@ -183,7 +118,7 @@ def test_a_stack_has_its_sentence_and_a_command_that_runs(case, run):
 
 # A spike of one input, and directions of two inputs, each 4.5 times the median, that are a spike together.
 SPIKES = {
-    "of an input": ((with_direction(A, 40.0, 5), B), [None, 0]),
+    "of an input": ((with_direction(A, 13.0, 5), B), [None, 0]),
     "of the sum alone": ((with_direction(A, 9.0, 5), with_direction(B, 9.0, 5)), [None]),
 }
 
@@ -225,11 +160,11 @@ def test_the_rounding_of_changes_that_cancel_each_other_is_no_spike():
 
 
 def test_the_number_of_a_cap_is_the_limit_where_other_kinds_are_larger_by_nature(run):
-    own = {name: (up * (50 if name.endswith("v") else 1), down) for name, (up, down) in A.items()}
-    write("a", with_direction(own, 40.0, 5))
+    own = {name: (up * (6.5 if name.endswith("v") else 1), down) for name, (up, down) in A.items()}
+    write("a", with_direction(own, 12.0, 5))
     write("b", B)
     shown = run("compare", "a.safetensors", "b.safetensors")
-    sums = dense(with_direction(own, 40.0, 5), B)
+    sums = dense(with_direction(own, 12.0, 5), B)
     firsts = [numpy.linalg.norm(matrix, 2) for name, matrix in sums.items() if name.endswith("self_attn_k")]
     assert float(command_of(shown).split("--clip-sigma ")[1].split()[0]) == pytest.approx(5 * median(firsts), rel=1e-3)
     run_command(command_of(shown), run)

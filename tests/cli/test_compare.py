@@ -36,6 +36,7 @@ def test_two_adapters_are_a_line_for_each_fact_and_a_row_for_each_block(run):
     assert (ended.status, ended.stderr) == (0, "")
     # ‖A‖² is 3 · 25, ‖B‖² 2 · 100 and ⟨A, B⟩ 2 · 48. In the left singular vectors of √5 (0.6, 0.8) and √10 (0.8, 0.6)
     # the columns (3, 4) and (8, 6) are (4.91, 0.946) and (9.96, -0.933): 0.933 of 4.91 + 0.933 is opposed.
+    # The sum times √(275 / 467) has 0.7674 (75 + 96) / 75 of A, and 0.7674 (200 + 96) / 200 of B.
     assert ended.stdout.splitlines() == [
         "a.safetensors and b.safetensors:2",
         "modules              2 in both",
@@ -56,8 +57,11 @@ def test_two_adapters_are_a_line_for_each_fact_and_a_row_for_each_block(run):
         "",
         "spikes: none",
         "conflict: none",
-        "recommended: they push the same direction: count directions once that several of them share",
-        "  lora-inspect combine a.safetensors b.safetensors:2 --calibrate svc -o combined.safetensors",
+        "carried by the command below:",
+        "  a.safetensors    175.0%",
+        "  b.safetensors:2  113.6%",
+        "recommended: they push the same direction: give the sum the energy of independent adapters",
+        "  lora-inspect combine a.safetensors b.safetensors:2 --calibrate energy -o combined.safetensors",
     ]
 
 

@@ -189,9 +189,12 @@ def _grouped(aligned: _Aligned, skipped: list[Skipped], progress: Progress) -> l
 def _nearest_version(member: Member, group: ChangeGroup) -> Member:
     """Return a member of a group as a version of the first file with its ranks; as it is if no other file has them."""
     ranks = _ranks(member.file.adapter)
-    same_ranks = (other.file for other in group.members if _ranks(other.file.adapter) == ranks)
-    other = None if _ranks(group.first.adapter) == ranks else next(same_ranks, None)
-    return (other and _member(other, member.file)) or member
+    if _ranks(group.first.adapter) == ranks:
+        return member
+    for other in group.members:
+        if _ranks(other.file.adapter) == ranks:
+            return _member(other.file, member.file) or member
+    return member
 
 
 class _Sketched(NamedTuple):

@@ -16,15 +16,15 @@ from lora_inspect.algebra.measures.comparison import (
     in_order_of_blocks,
     total,
 )
-from lora_inspect.algebra.measures.stack_advice import CombineWords, Stack, StackedAdapter, stack_of
-from lora_inspect.algebra.options import CompareRequest
+from lora_inspect.algebra.measures.stack_advice import Stack, stack_of
+from lora_inspect.algebra.measures.stack_commands import CombineWords, StackedAdapter, StackTrials
+from lora_inspect.algebra.options import CombineRequest, CompareRequest
 from lora_inspect.converting.standard_fix import output_ending
 from lora_inspect.errors import RefusedError
 from lora_inspect.fast_namedtuple import NamedTuple
 from lora_inspect.files.input_file import check_unchanged
 from lora_inspect.merging.plan import check_dora_rule
-from lora_inspect.option import declared
-from lora_inspect.progress import Progress
+from lora_inspect.progress import Passes, Progress
 from lora_inspect.reading.model.settings import Settings
 
 if TYPE_CHECKING:
@@ -74,21 +74,23 @@ class PlanComparison(NamedTuple):
     words: CombineWords
 
 
-def compared_by_plan(plan: ComparePlan, progress: Progress) -> PlanComparison:
+def compared_by_plan(plan: ComparePlan, progress: Progress, passes: Passes) -> PlanComparison:
     """Compare the adapters; `progress` receives 1 for each module.
 
-    Raises LoraInspectError for a factor that is not finite, if shapes disagree, and for a file that has changed.
+    The commands that are tried before one is recommended may take further `passes` over the modules. Raises
+    LoraInspectError for a factor that is not finite, if shapes disagree, and for a file that has changed.
     """
     adapters = [one.adapter for one in plan.inputs.adapters]
     found = compared(plan.modules, adapters, progress, plan.bases, as_stack=True)
-    check_unchanged(plan.inputs.files)
     blocks: dict[str, list[Comparison]] = defaultdict(list)
     for module, one in zip(plan.modules, found, strict=True):
         blocks[block_of(module.module)].append(one)
     whole = total(found, len(adapters))
     of_blocks = {name: total(blocks[name], len(adapters)) for name in in_order_of_blocks(blocks)}
     words = _words(plan)
-    return PlanComparison(found, whole, of_blocks, stack_of(whole, of_blocks, words), words)
+    stack = stack_of(whole, of_blocks, words, StackTrials(plan.inputs, words, whole.inner, passes))
+    check_unchanged(plan.inputs.files)
+    return PlanComparison(found, whole, of_blocks, stack, words)
 
 
 # The options that a command for the same adapters has as well, and those of them that go with a base.
@@ -107,15 +109,11 @@ def _words(plan: ComparePlan) -> CombineWords:
     adapters = [one.adapter for one in plan.inputs.adapters]
     at_work = [term for module in plan.modules for term in module.terms if term.multiplier]
     matrices = [term.contribution for term in at_work if len(term.contribution.shape) > 1]
-    options = declared(CompareRequest)
-    chosen, base = (
-        [word for name in names for word in options[name].words(getattr(plan.request, name))]
-        for names in (_OF_MODULES, _OF_BASE)
-    )
+    chosen, of_base = ({name: getattr(plan.request, name) for name in names} for names in (_OF_MODULES, _OF_BASE))
     try:
         check_experts(adapters)
     except RefusedError:
-        chosen.append("--allow-mixed")
+        chosen["allow_mixed"] = True
     rank = sum(max((own.rank or 0 for own in adapter.contributions), default=0) for adapter in adapters)
     dependent = {id(term.adapter) for term in at_work if needs_base(term.contribution)}
     return CombineWords(
@@ -125,7 +123,7 @@ def _words(plan: ComparePlan) -> CombineWords:
             )
             for adapter in adapters
         ),
-        options=tuple(chosen),
-        base=(*base, "--rank", str(rank or _RANK)),
+        modules=CombineRequest(**chosen),
+        of_base={**of_base, "rank": rank or _RANK},
         takes_methods=all(one.algorithm.experts or thin_rank(one) is not None for one in matrices),
     )

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Sequence
+from functools import partial
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,7 @@ import click
 
 from lora_inspect.algebra.options import CompareRequest, folder_contradiction
 from lora_inspect.cli import terminal
+from lora_inspect.cli.algebra.made_account import percent
 from lora_inspect.cli.progress_bar import progress_bar
 from lora_inspect.cli.verb import VERBS, FilePath, Verb, declared_options, json_option
 from lora_inspect.sentences import counted, listed, some
@@ -26,8 +28,8 @@ Report how far adapters are from each other: difference, angle, best multiplier 
 
 `compare` compares the changes of the weights, at the multipliers after the colons. Names, ranks, alphas, element types
 and the algorithm make no difference. The last lines report spikes and conflicts of adapters that are loaded together,
-and recommend a command. For a FOLDER, `compare` groups the files that are one change: resized, rescaled, renamed or
-cast.
+and recommend a command, with the share of each adapter in its result. For a FOLDER, `compare` groups the files that are
+one change: resized, rescaled, renamed or cast.
 
 \b
 Example: lora-inspect compare style.safetensors:0.8 face.safetensors
@@ -56,7 +58,7 @@ def compare(adapters: tuple[str, ...], as_json: bool, **asked: Any) -> None:
     for note in plan.notes:
         terminal.note(note)
     with progress_bar("Comparing", len(plan.modules)) as progress:
-        result = compare_files(plan, progress)
+        result = compare_files(plan, progress, partial(progress_bar, "Trying a command"))
     if as_json:
         terminal.json_text(result.to_dict())
     else:
@@ -156,7 +158,10 @@ def _worst(matrix: "Pairwise") -> tuple[str, str]:
 
 
 def _print_stack(result: "CompareResult", named: Sequence[str]) -> None:
-    """Print the spikes, the two that conflict, and the recommendation with its command as a shell takes it."""
+    """Print the spikes, the two that conflict, and the recommendation with its command as a shell takes it.
+
+    Above it are the shares of the adapters in the result of the command, which stays the last line.
+    """
     stack = result.stack
     if not stack.spikes:
         terminal.line("spikes: none")
@@ -175,9 +180,17 @@ def _print_stack(result: "CompareResult", named: Sequence[str]) -> None:
         one, other = (named[at] for at in stack.conflict.adapters)
         blocks = some(stack.conflict.blocks, _NAMES)
         terminal.line(f"conflict: {one} and {other} work against each other in {blocks}")
+    if stack.recommendation.carried is not None:
+        terminal.line("carried by the command below:")
+        shares = map(_carried, stack.recommendation.carried)
+        terminal.columns_of([(f"  {name}", share) for name, share in zip(named, shares, strict=True)])
     terminal.line(f"recommended: {stack.recommendation.sentence}")
     # Of any length: a part of a command would be another one.
     terminal.laid_out([[terminal.StyledText(f"  {terminal.spelled(stack.recommendation.command)}")]])
+
+
+def _carried(share: float | None) -> str:
+    return "left out" if share is None else percent(share)
 
 
 def _cell(value: "Pairwise") -> str:
@@ -197,7 +210,7 @@ def _number(value: float | None) -> str:
 
 
 def _sentence(result: "CompareResult") -> str:
-    from lora_inspect.algebra.measures.stack_advice import INDEPENDENT
+    from lora_inspect.algebra.measures.stack_cases import INDEPENDENT
 
     if result.sum_energy is None:
         return "none of them changes anything"

@@ -99,11 +99,16 @@ def method_in_words(method: Mapping[str, Any]) -> str:
 
 def carried_in_words(result: "SumResult") -> list[str]:
     """Return the share of each input in the result, or none for a plain sum."""
-    return [] if result.shares is None else [f"carried {_percent(share)}" for share in result.shares]
+    return [] if result.shares is None else [f"carried {_carried(share)}" for share in result.shares]
 
 
-def _percent(share: float | None) -> str:
-    return "not, as it changes nothing" if share is None else f"{share:.1%}"
+def _carried(share: float | None) -> str:
+    return "not, as it changes nothing" if share is None else percent(share)
+
+
+def percent(share: float) -> str:
+    """Return a carried share, which may be above 1 or below 0, in percent."""
+    return f"{share:.1%}"
 
 
 def _clips(result: "SumResult") -> Iterator[str]:
