@@ -5,6 +5,7 @@ import os
 import random
 import shutil
 import signal
+import time
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -12,6 +13,22 @@ from pathlib import Path
 from killed_calls import kill_at_call
 
 from lora_inspect.errors import LoraInspectError, WouldOverwriteError
+
+# How often in a row the process must have the same threads, and the seconds between two looks.
+_LOOKS, _PAUSE = 4, 0.005
+
+
+def wait_for_ended_threads():
+    """Waits until the threads of this process stay the same, where the system shows them.
+
+    A thread that Python has joined may still free its memory in MKL, behind a lock that a fork would copy as held.
+    """
+    tasks = Path("/proc/self/task")
+    threads, same = set(), 0
+    while tasks.exists() and same < _LOOKS:
+        time.sleep(_PAUSE)
+        before, threads = threads, {one.name for one in tasks.iterdir()}
+        same = same + 1 if threads == before else 0
 
 
 def _ran(barrier, answers, name, run):
@@ -28,6 +45,7 @@ def race(runs):
     forking = multiprocessing.get_context("fork")
     barrier, answers = forking.Barrier(len(runs)), forking.SimpleQueue()
     processes = [forking.Process(target=_ran, args=(barrier, answers, *one)) for one in runs.items()]
+    wait_for_ended_threads()
     for one in processes:
         one.start()
     found = dict(answers.get() for _ in processes)
@@ -71,6 +89,7 @@ def calls_of(run):
 
 def killed_at(run, last):
     """Runs something that kills itself at the call with this number that names the output; returns whether it did."""
+    wait_for_ended_threads()
     child = os.fork()
     if child:
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
