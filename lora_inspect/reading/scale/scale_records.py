@@ -107,7 +107,7 @@ def unused_alphas(reading: Reading) -> Iterator[RawProblem]:
     metadata = reading.checkpoint.metadata
     dim, conv_dim = _whole(metadata.get("ss_network_dim")), _whole(network_args(metadata).get("conv_dim"))
     unused = [
-        contribution
+        (contribution.module.key, contribution.alpha)
         for contribution in reading.contributions
         if contribution.alpha is not None
         and contribution.algorithm.name == "lokr"
@@ -115,7 +115,7 @@ def unused_alphas(reading: Reading) -> Iterator[RawProblem]:
         and _is_unlike_dim(contribution.alpha, (dim, conv_dim), contribution.shapes["w2"])
     ]
     if unused:
-        alpha = unused[0].alpha
+        alpha = unused[0][1]
         divisor = f"the dim {dim}" if dim else "a dim"
         times = f"{alpha / dim:.3g}" if dim else f"{alpha:g}/dim"
         yield RawProblem(
@@ -123,7 +123,7 @@ def unused_alphas(reading: Reading) -> Iterator[RawProblem]:
             f"{counted(len(unused), 'module')} of LoKr with two whole factors and alpha {alpha:g}: LyCORIS stores the "
             f"dim there, and applies scale 1 whatever alpha is; if the training divided alpha by {divisor}, a "
             f"multiplier of {times} gives the trained scale",
-            tuple(contribution.module.key for contribution in unused[:5]),
+            tuple(key for key, _ in unused[:5]),
         )
 
 
