@@ -139,10 +139,11 @@ def nested(spellings: Mapping[str, Spelling], name: str) -> dict[str, Spelling]:
 
     Raises LoraInspectError, about the output called `name`, if the order of such parameters is not known.
     """
-    if len({spelled.up for spelled in spellings.values()}) == len(spellings):
+    parameters = {module: spelled for module, spelled in spellings.items() if spelled.is_of_parameter}
+    if len({spelled.up for spelled in parameters.values()}) == len(parameters):
         return dict(spellings)
     layers: dict[str, list[str]] = defaultdict(list)
-    for module, spelled in spellings.items():
+    for module, spelled in parameters.items():
         layers[_outermost(spelled.up)].append(module)
     found = dict(spellings)
     for modules in (modules for modules in layers.values() if len(modules) > 1):
