@@ -139,8 +139,10 @@ class Judged:
         families = (Detection(family, family.layouts[0], None, ""),)
         adapter = with_paths(adapter, families)
         verdicts = judge_each(adapter, families, self.programs)
-        # A program that misses an alpha names it.
-        names = (*file.tensors, *adapter.modules, *(f"{module}.alpha" for module in adapter.modules))
+        # A program that misses an alpha names it, and InvokeAI cuts `lora_` off.
+        alphas = (f"{module}.alpha" for module in adapter.modules)
+        cut = (module.removeprefix("lora_") for module in adapter.modules)
+        names = (*file.tensors, *adapter.modules, *alphas, *cut)
         return Seen({one.program.name: one for one in verdicts}, frozenset(names))
 
 

@@ -210,6 +210,7 @@ INDEX: Mapping[str, tuple[tuple[Any, ...], ...]] = {
         ),
     ),
     "invokeai_flux": (),
+    "invokeai_flux_diffusers": (),
     "invokeai_rules": (),
     "lycoris": (
         ("lycoris", "LyCORIS", "4.1.3", {"": "lycoris"}, False, True, "2026-11-26", {}, (((), (), False),)),

@@ -65,6 +65,16 @@ def right_in(path):
     return {one.program.name for one in compat(path).verdicts if one.verdict == SAME}
 
 
+@pytest.mark.parametrize(("layer", "prefix"), [("ff", "lora_transformer_"), ("ff_context", "lora_unet_")])
+def test_convert_onetrainer_names_for_invokeai_keeps_what_it_parses(tmp_path, layer, prefix):
+    """It ends a segment at `ff`, and has no tree for the rest of `ff_context`."""
+    paths = (f"transformer_blocks.0.{layer}.net.2", f"transformer_blocks.1.{layer}.net.2")
+    source, output = written(tmp_path, "flux", "lora_transformer_", paths), str(tmp_path / "out.safetensors")
+    lora_inspect.convert(source, output, to="invokeai")
+    assert all(module.startswith(prefix) for module in modules_of(output))
+    assert "invokeai" in right_in(output)
+
+
 @pytest.mark.parametrize("kind", ["lora", "rslora flag"])
 def test_convert_sdxl_kohya_for_comfyui_stays_right_elsewhere(tmp_path, kind):
     source, output = written(tmp_path, "sdxl", "lora_unet_", SDXL, kind), str(tmp_path / "out.safetensors")

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from lora_inspect.caching import remembering_names
 from lora_inspect.files.safetensors.header import TensorInfo
+from lora_inspect.programs.known.invokeai_flux_diffusers import failure_of_dotted, failure_of_underscored
 from lora_inspect.programs.known.invokeai_rules import (
     CLIP,
     FLAT,
@@ -215,43 +216,17 @@ def _is_of_4b(keys: Tensors, modules: Iterable[str], end: str, width: int | None
     return width == _WIDTH and first is not None and _size(keys, first, 0) not in (None, 4 * _WIDTH)
 
 
-_ATTENTIONS = (("to_q", "to_k", "to_v"), ("add_q_proj", "add_k_proj", "add_v_proj"))
-_NUMBERS = {"transformer": 19, "single_transformer": 38}
-_BLOCK = re.compile(r"(?:^|\.|_)(single_transformer|transformer)_blocks[._](\d+)[._](.*)$")
-
-
-def _of_diffusers(adapter: Adapter) -> str | None:
-    """Return the error for layers in diffusers' names.
-
-    A block has a number too high, or an attention is incomplete.
-    """
-    parts: dict[str, set[str]] = {}
-    for module in adapter.modules.values():
-        found = _BLOCK.search(module.name.body)
-        if not found:
-            continue
-        kind, number, layer = found.groups()
-        if int(number) >= _NUMBERS[kind]:
-            return "AssertionError"
-        if kind == "transformer":
-            parts.setdefault(number, set()).add(layer.removeprefix("attn").lstrip("._"))
-    for number, own in parts.items():
-        for layers in _ATTENTIONS:
-            missing = [layer for layer in layers if layer not in own]
-            if 0 < len(missing) < len(layers):
-                return f"Missing LoRA layer: 'transformer_blocks.{number}.attn.{missing[0]}'."
-    return None
-
-
 def _of_flux(adapter: Adapter) -> str | None:
     found = format_of(adapter)
     if found is None:
         return None if _for_control(adapter) else NOT_FLUX
     if is_flux2(adapter):
         return "the file is taken for one of FLUX.2"
-    if found in (_ONETRAINER, _DIFFUSERS) and (why := _of_diffusers(adapter)):
-        return why
-    return _without_kind(found, adapter)
+    failure = _FAILURES.get(found)
+    return (failure and failure(own_keys(adapter))) or _without_kind(found, adapter)
+
+
+_FAILURES = {_ONETRAINER: failure_of_underscored, _DIFFUSERS: failure_of_dotted}
 
 
 def _without_kind(found: str, adapter: Adapter) -> str | None:
@@ -263,7 +238,7 @@ def _without_kind(found: str, adapter: Adapter) -> str | None:
     if found in (_KOHYA, _ONETRAINER):
         # The conversion of diffusers' layers, OneTrainer's among them, takes both spellings.
         kept = (key for key in keys if not key.startswith("lora_unet_final_layer"))
-        own = (key.replace(".lora_B.", ".lora_up.") if key.startswith("lora_transformer_") else key for key in kept)
+        own = (key.replace(".lora_A.", ".lora_up.") if key.startswith("lora_transformer_") else key for key in kept)
         return UNSUPPORTED if flat_without_kind(own) else None
     if found != _OWN:
         return None
