@@ -34,6 +34,7 @@ docs: ## the pages: their links, options, commands and output
 
 pages: ## writes what is made from the source: pages, the output of commands in the others, the marks of families, the tables of algorithms and programs
 	$(PYTHON) docs/write_family_marks.py
+	$(PYTHON) docs/write_model_classes.py
 	$(PYTHON) docs/write_algorithm_index.py
 	$(PYTHON) docs/write_program_index.py
 	$(PYTHON) docs/write_algorithms.py

@@ -25,7 +25,12 @@ from readme_renderer import markdown
 ROOT = Path(__file__).resolve().parents[1]
 WHOLE, LIGHT = "lora_inspect", "lora_inspect_light"
 # Everything that may be in a wheel; {info} is its folder of metadata.
-CODE = ("lora_inspect/*.py", "lora_inspect/py.typed", "lora_inspect/reporting/page.html")
+CODE = (
+    "lora_inspect/*.py",
+    "lora_inspect/py.typed",
+    "lora_inspect/architectures/model_classes.json",
+    "lora_inspect/reporting/page.html",
+)
 NETWORKS = ("networks/*.py", "networks/py.typed")
 INFO = tuple(f"{{info}}/{name}" for name in ("METADATA", "WHEEL", "RECORD", "entry_points.txt", "licenses/LICENSE"))
 # And in the source, but for the files of the wheel.
