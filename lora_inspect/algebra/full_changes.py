@@ -33,7 +33,7 @@ from lora_inspect.matching.placement import Place, Placement
 from lora_inspect.maths.change import Change, LowRank, deltas
 from lora_inspect.maths.tensors import RowBlocks
 from lora_inspect.merging.fold_chain import Fold
-from lora_inspect.merging.plan import check_replaced
+from lora_inspect.merging.fold_checks import check_replaced
 from lora_inspect.reading.base.base_codecs import BaseCodecs, CodedWeight
 from lora_inspect.reading.model.contribution import Contribution
 

@@ -15,7 +15,8 @@ from lora_inspect.algebra.options import ChoiceRequest
 from lora_inspect.errors import RefusedError
 from lora_inspect.files.checkpoint import Checkpoint, open_checkpoint
 from lora_inspect.files.input_file import Identity
-from lora_inspect.merging.plan import check_multiplier, parts_of
+from lora_inspect.merging.fold_checks import check_multiplier
+from lora_inspect.merging.plan import parts_of
 from lora_inspect.reading.adapter import Adapter, read_adapter
 from lora_inspect.reading.ambiguous_options import ModuleFilter, read_settled
 from lora_inspect.reading.base.base_codecs import open_weights

@@ -71,6 +71,22 @@ class ModelClass(NamedTuple):
         pairs = (pair for pair in self.tied if pair.weight == pattern)
         return next((pair.source for pair in pairs if _is_true(pair, config)), None)
 
+    def sharing(self, name: str, config: Mapping[str, Any]) -> tuple[str, ...] | None:
+        """Return the weights that repeat the tensor `name` of a saved file, or that it repeats, under a config.
+
+        None for a name that no parameter with a matrix of the class has there. Layers that share weights with other
+        layers of the same pattern are not among them.
+        """
+        pattern = as_pattern(name)
+        matrices = (path if path.endswith(".weight") else f"{path}.weight" for path in self.kinds)
+        weight = next((path for path in matrices if pattern in self.names_in_file(path)), None)
+        if weight is None:
+            return None
+        pairs = [pair for pair in self.tied if pair.weight != pair.source and _is_true(pair, config)]
+        sources = {pair.source for pair in pairs if weight in (pair.weight, pair.source)}
+        group = [*sources, *(pair.weight for pair in pairs if pair.source in sources)]
+        return tuple(other for other in group if other != weight)
+
     def names_in_file(self, parameter: str) -> tuple[str, ...]:
         """Return the patterns of the names that a saved file has for a parameter: several if it is split there."""
         pattern = as_pattern(parameter)
@@ -102,6 +118,16 @@ def class_of(architectures: Iterable[str], model_type: str | None) -> ModelClass
         return class_named(names[0]) if len(names) == 1 else None
     of_type = [name for name, entry in _table()["classes"].items() if entry["type"] == model_type]
     return class_named(of_type[0]) if len(of_type) == 1 else None
+
+
+def class_of_config(config: Mapping[str, Any] | None) -> ModelClass | None:
+    """Return the class of the content of a config.json; None if the table cannot tell, or there is no config."""
+    if config is None:
+        return None
+    names, model_type = config.get("architectures") or (), config.get("model_type")
+    if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
+        return None
+    return class_of(names, model_type if isinstance(model_type, str) else None)
 
 
 @cache

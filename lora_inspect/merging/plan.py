@@ -1,8 +1,7 @@
 """The plan of a merge: every fold with its target, made from headers before any weight is read.
 
 `plan_merge` reads the adapters, chooses their modules and multipliers by options and paths, and matches them with the
-base. The checks below refuse wrong merges, or add notes to the plan. They cover an adapter for another expert of a
-pipeline, a base from which an initialisation took a part, and an embedding that shares its weight with the head.
+base. The checks of `fold_checks` refuse wrong merges. A note names an adapter for another expert of a pipeline.
 """
 
 import os
@@ -20,15 +19,16 @@ from lora_inspect.files.safetensors.header import TensorInfo
 from lora_inspect.matching.match import match
 from lora_inspect.matching.module_map import module_names
 from lora_inspect.matching.orientation import Orientation, check_answers, together
-from lora_inspect.matching.unmatched import (
-    CLASSES_WITH_HEAD,
-    accept_unmatched,
-    has_head,
-    is_embedding,
-    other_base_notes,
-)
+from lora_inspect.matching.unmatched import accept_unmatched, other_base_notes
 from lora_inspect.maths import dora
 from lora_inspect.merging.fold_chain import Fold
+from lora_inspect.merging.fold_checks import (
+    check_multiplier,
+    check_replaced,
+    check_residual,
+    check_tied,
+    residual_notes,
+)
 from lora_inspect.merging.options import MergeOptions, check_rounding
 from lora_inspect.merging.resized_embeddings import (
     ResizedTensor,
@@ -46,10 +46,7 @@ from lora_inspect.reading.base.named_model import other_model_note
 from lora_inspect.reading.embeddings import in_words
 from lora_inspect.reading.file_info import ADAPTER, kind_of
 from lora_inspect.reading.identify import adapter_candidates, base_candidates
-from lora_inspect.reading.model.contribution import Contribution
 from lora_inspect.reading.model.settings import Settings
-from lora_inspect.reading.peft.peft_config import ties_weights
-from lora_inspect.reading.peft.residual_adapters import OLORA
 from lora_inspect.reading.pipeline import pipeline_expert
 
 
@@ -102,91 +99,6 @@ def other_expert_notes(base: Checkpoint, adapters: Iterable[Adapter], only: Coll
                 f"but {base.path} as the {theirs.name} one ({theirs.where}); merge folds it anyway, as their "
                 "modules have the same names"
             )
-
-
-def check_residual(folds: Sequence[Fold], base: Checkpoint) -> None:
-    """Check that the part which an initialisation took from a weight follows from the base.
-
-    Raises LoraInspectError if it does not.
-    """
-    for fold in folds:
-        if not fold.placed.has_residual or not fold.multiplier:
-            continue
-        contribution, place, rows = fold.placed
-        name, init, path = contribution.module.key, contribution.residual, fold.adapter.checkpoint.path
-        if fold.multiplier != 1:
-            raise RefusedError(
-                path,
-                f"the {init} initialisation of {name} took a part of the original base, so its multiplier must "
-                f"be 0 or 1, but {fold.multiplier:g} is given",
-                "give 1 or 0, or residual=yes on the residual base",
-            )
-        if place.block or (rows is not None and place.runs and place.runs.rows != rows):
-            raise RefusedError(
-                path,
-                f"{name} took its {init} initialisation from a whole layer, but {place.target.name} of "
-                f"{base.path} is only a part of that",
-                "use a base in the adapter's layout",
-            )
-        if place.transposed and init == OLORA:
-            raise RefusedError(
-                path,
-                f"{place.target.name} of {base.path} is stored as (in, out), but no program has the {init} "
-                "initialisation for that",
-                "give residual=yes if the base is the residual one",
-            )
-
-
-def residual_notes(folds: Iterable[Fold], base: Checkpoint) -> list[str]:
-    """Return a sentence for each adapter for which the base is assumed to be the original one."""
-    taken = {
-        f.adapter.checkpoint.path: f.contribution.residual for f in folds if f.placed.has_residual and f.multiplier
-    }
-    return [
-        f"{path}: merge computes its {init} initialisation from {base.path} as the original base; give "
-        f"{path}:residual=yes if that is the residual one."
-        for path, init in taken.items()
-    ]
-
-
-def check_tied(base: Checkpoint, side_files: SideFiles, folds: Mapping[str, Sequence[Fold]]) -> list[str]:
-    """Return sentences on changed embeddings that a head shares.
-
-    Raises LoraInspectError if the base's config shows a head on one.
-    """
-    changed = [(name, fold) for name, own in folds.items() if is_embedding(name) for fold in own if _trains_one(fold)]
-    if not changed or has_head(base):
-        return []
-    name, fold = changed[0]
-    path, key = fold.adapter.checkpoint.path, fold.contribution.module.key
-    if _is_of_a_head(side_files):
-        raise RefusedError(
-            path,
-            f"{key} was trained without the head, but the head of {base.path} has no weight of its own and would "
-            f"change with {name}",
-            "save the base with tie_word_embeddings false, or leave it out with "
-            f"{path}:{fold.contribution.module.body}=0",
-        )
-    return [
-        (
-            f"{base.path} has no head; one that shares {name} would change with it, but {key} of {path} did not train "
-            "that"
-        )
-    ]
-
-
-def _trains_one(fold: Fold) -> bool:
-    """Return True if only the embedding is changed: PEFT may tie the change to that of the head, and records it."""
-    if fold.contribution.algorithm.ties:
-        return False
-    return bool(fold.multiplier) and not ties_weights(fold.adapter.checkpoint.config)
-
-
-def _is_of_a_head(side_files: SideFiles) -> bool:
-    """Return True if the config next to a base names a model with a head."""
-    config = read_config(side_files)
-    names = config.get("architectures") if config else None
-    return isinstance(names, list) and any(isinstance(name, str) and name.endswith(CLASSES_WITH_HEAD) for name in names)
 
 
 @dataclass(frozen=True, slots=True)
@@ -353,7 +265,7 @@ def plan_merge(base_path: str, adapters: Sequence[tuple[str, Settings | float]],
             folds[name] += own
     check_replaced(folds)
     side_files = find_side_files(stored)
-    tied = check_tied(stored, side_files, folds)
+    tied = check_tied(stored, read_config(side_files), folds)
     folds = _beside(folds, resized)
     storage = plan_storage(stored, side_files, RequestedDtypes(options.dtype, options.changed_dtype), *_read(folds))
     said = read_config(side_files)
@@ -391,30 +303,6 @@ def _beside(folds: Mapping[str, list[Fold]], resized: Collection[str]) -> dict[s
     return {name: own for name, own in left.items() if own}
 
 
-def check_replaced(folds: Mapping[str, Sequence[Fold]]) -> None:
-    """Raise LoraInspectError if a tensor would be replaced in part, or if another adapter changes it too."""
-    for name, own in folds.items():
-        for fold in own:
-            module, path = fold.contribution.module, fold.adapter.checkpoint.path
-            if not fold.contribution.algorithm.replaces or not fold.multiplier:
-                continue
-            if fold.multiplier != 1:
-                raise RefusedError(
-                    path,
-                    f"{module.key} is saved whole and can only replace {name} or not, so a multiplier of "
-                    f"{fold.multiplier:g} has no meaning",
-                    f"give it 1 or 0, for instance with {path}:{fold.multiplier:g},{module.body}=1",
-                )
-            other = next((one for one in own if one.adapter is not fold.adapter and one.multiplier), None)
-            if other:
-                raise RefusedError(
-                    path,
-                    f"{module.key} is saved whole and replaces {name}, but {other.adapter.checkpoint.path} "
-                    "changes that, too",
-                    f"give it 0 in one of them, for instance with {path}:{module.body}=0",
-                )
-
-
 def _read(folds: Mapping[str, Sequence[Fold]]) -> tuple[list[str], list[TensorInfo]]:
     """Return the names of the weights that change, and the other tensors of the base that the changes read."""
     at_work = {name: [fold for fold in own if fold.multiplier] for name, own in folds.items()}
@@ -433,18 +321,6 @@ def _check_named_once(adapters: Sequence[Checkpoint]) -> None:
                 adapter.path, f"it is named more than once{also}", "name it once, with the multipliers added"
             )
         named[files] = adapter.path
-
-
-def check_multiplier(path: str, contribution: Contribution, multiplier: float) -> None:
-    """Raise LoraInspectError for a multiplier that has no meaning in the algorithm's own program."""
-    algorithm = contribution.algorithm
-    if not algorithm.blends and multiplier not in (0, 1):
-        raise RefusedError(
-            path,
-            f"{algorithm.title} allows only multiplier 0 or 1, but {multiplier:g} is given for "
-            f"{contribution.module.key}",
-            "give 1, or 0 to leave it out",
-        )
 
 
 def _as_settings(given: Settings | float) -> Settings:

@@ -17,7 +17,7 @@ from lora_inspect.matching.placement import Place, Placement
 from lora_inspect.maths.change import folded, settled
 from lora_inspect.merging import fold
 from lora_inspect.merging.fold_chain import Fold
-from lora_inspect.merging.plan import check_residual
+from lora_inspect.merging.fold_checks import check_residual
 from lora_inspect.ops.convert import ConvertOptions, convert_to_standard
 from lora_inspect.ops.merge import MergeOptions, merge, plan_merge
 from lora_inspect.reading.adapter import read_adapter
