@@ -30,8 +30,9 @@ _PAUSE = 0.01
 class SignalRecord:
     """The signals that have come since the command began; a context manager around the command.
 
-    In the block, `sys.unraisablehook` takes an exception that Python drops: it prints no traceback, and has `wake`
-    signal the main thread, by its identifier and the number of the signal, so that the exception is raised again.
+    The block replaces Python's own handler of Ctrl-C, which records nothing. `sys.unraisablehook` takes an exception
+    that Python drops: it prints no traceback, and has `wake` signal the main thread, by its identifier and the number
+    of the signal, so that the exception is raised again.
     """
 
     def __init__(self) -> None:
@@ -47,12 +48,16 @@ class SignalRecord:
         return self
 
     def __enter__(self) -> None:
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            signal.signal(signal.SIGINT, self.unwind)
         self._report = sys.unraisablehook
         sys.unraisablehook = self._take_unraisable
 
     def __exit__(
         self, kind: "type[BaseException] | None", error: BaseException | None, trace: "TracebackType | None"
     ) -> None:
+        if signal.getsignal(signal.SIGINT) == self.unwind:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         sys.unraisablehook = self._report
         self._numbers.clear()
         self._is_dropped = False

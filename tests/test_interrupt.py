@@ -159,6 +159,21 @@ def test_dropped_signal_ends_a_wait(drop, number, place, run, monkeypatch):
     assert state(place) == before
 
 
+@pytest.mark.parametrize("drop", DROPS, ids=lambda drop: drop.__name__)
+@pytest.mark.parametrize("kind", LAST_CALLS)
+def test_dropped_interrupt_of_python_handler_ends_command(kind, drop, place, run, monkeypatch):
+    words, module, name = LAST_CALLS[kind]
+    run("metadata", "set", "a.safetensors", "room=made")
+    before = state(place)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    calls = once_before(monkeypatch, module, name, lambda: drop(lambda: send(signal.SIGINT)))
+    shown = run(*words)
+    assert (shown.status, shown.stdout, shown.stderr.strip()) == (130, "", f"Error: {WORDS}")
+    assert calls
+    assert state(place) == before
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
 def test_signal_during_report_of_dropped_signal_prints_nothing(place, run, monkeypatch):
     once_before(monkeypatch, outputs, "check_unchanged", lambda: in_destructor(send))
     calls = once_before(monkeypatch, RECORD, "_raise_later", send)
@@ -219,7 +234,7 @@ def test_signal_is_recorded_where_no_thread_can_start(place, run, monkeypatch):
 DESTRUCTORS = """
 import os
 from lora_inspect.files.safetensors import writer
-from lora_inspect.start import main
+from lora_inspect.ENTRY import main
 write = writer.Writer.write_at
 class Dying:
     sent = False
@@ -236,11 +251,12 @@ main()
 
 
 @pytest.mark.parametrize("number", STATUSES, ids=lambda number: number.name)
+@pytest.mark.parametrize("entry", ["start", "cli"])
 @pytest.mark.slow
-def test_process_ends_by_signal_in_destructor(number, place, run_process):
+def test_process_ends_by_signal_in_destructor(entry, number, place, run_process):
     before = state(place)
     words = ["merge", "base.safetensors", "a.safetensors", "-o", "out.safetensors"]
-    shown = run_process("-c", DESTRUCTORS, *words, SENT_SIGNAL=str(int(number)))
+    shown = run_process("-c", DESTRUCTORS.replace("ENTRY", entry), *words, SENT_SIGNAL=str(int(number)))
     error = f"Error: {WORDS}" if number == signal.SIGINT else ""
     assert (shown.status, shown.stdout, shown.stderr.strip()) == (STATUSES[number], "", error)
     assert state(place) == before

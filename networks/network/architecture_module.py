@@ -26,7 +26,7 @@ from .construction import check_model, listed_encoders
 from .creation import PREFIX
 from .layer_options import ALPHAS, RATES
 from .network import LoRANetwork
-from .targets import EncoderTargets, class_name, has_kernel, named_leaves
+from .targets import EncoderTargets, UnmatchedWeights, class_name, has_kernel, named_leaves
 from .unet_blocks import trains_convolutions
 
 logger = logging.getLogger(__name__)
@@ -223,13 +223,20 @@ def functions_of(module: str, architecture: Architecture | None, algorithm: Trai
 
         `weights_sd` takes precedence over `file`. The metadata of the file count as well.
         """
+        where = ""
         if weights_sd is None:
             if file is None:
                 raise ValueError("neither a file nor weights_sd is given")
             opened = reading.open_weights(os.fspath(file))
             # `merge_to` gets the weights without the metadata.
             weights_sd, kwargs["metadata"] = reading.with_whole_alphas(*opened)
-        network = create_arch_network_from_weights(multiplier, weights_sd, text_encoder, unet, for_inference, **kwargs)
+            where = f"{os.fspath(file)}: "
+        try:
+            network = create_arch_network_from_weights(
+                multiplier, weights_sd, text_encoder, unet, for_inference, **kwargs
+            )
+        except UnmatchedWeights as error:
+            raise ValueError(f"{where}{error}") from None
         return network, weights_sd
 
     def prepare_network(network: LoRANetwork, args: Any) -> None:

@@ -131,8 +131,8 @@ class NetworkWeights(nn.Module):
         if program not in (_PEFT, "diffusers") or not plain or len(plain) == len(self.loras):
             return ""
         return (
-            f"names={program!r}: PEFT would use DoRA on all {len(self.loras)} modules, but it is off on "
-            f"{reading.count(plain, 'modules')}: {reading.some_of([lora.lora_name for lora in plain])}; "
+            f"the state dict of {program}: PEFT uses DoRA on all {len(self.loras)} modules, but the network lacks it "
+            f"on {reading.count(plain, 'modules')} ({reading.some_of([lora.lora_name for lora in plain])}); "
             f"{summary.way_to_dora(plain)}"
         )
 

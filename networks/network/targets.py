@@ -356,10 +356,14 @@ def select(
     )
 
 
+class UnmatchedWeights(ValueError):
+    """Weights with modules that have no layer in the model."""
+
+
 def select_named(root: nn.Module, prefix: str, forms: Mapping[str, Form]) -> Selection:
     """Select the layers with names in `forms`, in the order of the model.
 
-    Raises ValueError for names without a layer.
+    Raises UnmatchedWeights, a ValueError, for names without a layer.
     """
     chosen: list[TargetLayer] = []
     left = dict(forms)
@@ -373,9 +377,9 @@ def select_named(root: nn.Module, prefix: str, forms: Mapping[str, Form]) -> Sel
             left.pop(name, None)
     if left:
         some = ", ".join(list(left)[:5])
-        raise ValueError(
-            f"{len(left)} of the {len(forms)} modules of the weights have no layer in the model ({some}): "
-            "they are for another model or another naming of it"
+        raise UnmatchedWeights(
+            f"{len(left)} of the {len(forms)} modules of the weights {'have' if len(left) > 1 else 'has'} no layer in "
+            f"the model ({some}); pass the model whose layers the weights name"
         )
     return Selection(chosen, {}, [], {}, {})
 

@@ -431,6 +431,13 @@ def test_damaged_file_is_named(make_model, tmp_path, name, ending):
         assert str(raised.value).count(file) == 1
 
 
+def test_file_of_other_model_is_named(make_model, saved):
+    file = saved(rename("blocks_0_attn_to_q", "q"))
+    problem = "1 of the 10 modules of the weights has no layer in the model (lora_unet_q)"
+    with pytest.raises(ValueError, match=f"^{re.escape(f'{file}: {problem}; pass the model whose layers')}"):
+        from_file(make_model())(file)
+
+
 def from_file(model):
     return lambda file: lora.create_network_from_weights(1.0, file, None, None, model)
 
