@@ -8,7 +8,6 @@ It needs the versions of transformers and PEFT that the head of the table names:
 
 import inspect
 import json
-import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from copy import deepcopy
@@ -36,6 +35,8 @@ from transformers.core_model_loading import (  # noqa: E402
 from transformers.initialization import no_init_weights  # noqa: E402
 from transformers.models.auto import modeling_auto  # noqa: E402
 from transformers.pytorch_utils import Conv1D  # noqa: E402
+
+from lora_inspect.architectures.model_classes import as_pattern  # noqa: E402
 
 TABLE = ROOT / "lora_inspect" / "architectures" / "model_classes.json"
 MAPPINGS = ("MODEL_FOR_CAUSAL_LM_MAPPING", "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING")
@@ -69,7 +70,6 @@ NEEDED: Mapping[str, Mapping[str, Any]] = {
 # Configs that give a class other modules than its default has.
 VARIANTS: tuple[Mapping[str, Any], ...] = ({"q_lora_rank": None}, {"word_embed_proj_dim": 256})
 TIES = "tie_word_embeddings"
-_NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)")
 
 
 def classes() -> dict[str, tuple[type[PreTrainedModel], type[PretrainedConfig]]]:
@@ -127,11 +127,6 @@ def _name_of(model: PreTrainedModel, getter: str) -> str | None:
     except (NotImplementedError, AttributeError):
         return None
     return next((name for name, other in model.named_modules() if module is not None and other is module), None)
-
-
-def as_pattern(name: str) -> str:
-    """Return a name with `{}` for each number."""
-    return _NUMBER.sub("{}", name)
 
 
 def module_kinds(model: PreTrainedModel) -> dict[str, str]:

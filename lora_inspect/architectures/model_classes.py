@@ -116,6 +116,8 @@ def class_of(architectures: Iterable[str], model_type: str | None) -> ModelClass
     names = tuple(architectures)
     if names:
         return class_named(names[0]) if len(names) == 1 else None
+    if model_type is None:  # as of a diffusion model: the table need not be read
+        return None
     of_type = [name for name, entry in _table()["classes"].items() if entry["type"] == model_type]
     return class_named(of_type[0]) if len(of_type) == 1 else None
 

@@ -265,10 +265,10 @@ def plan_merge(base_path: str, adapters: Sequence[tuple[str, Settings | float]],
             folds[name] += own
     check_replaced(folds)
     side_files = find_side_files(stored)
-    tied = check_tied(stored, read_config(side_files), folds)
+    said = read_config(side_files)
+    tied = check_tied(stored, said, folds)
     folds = _beside(folds, resized)
     storage = plan_storage(stored, side_files, RequestedDtypes(options.dtype, options.changed_dtype), *_read(folds))
-    said = read_config(side_files)
     if resized:
         storage = replace(storage, config=with_vocabulary(storage.config or said, stored, side_files, resized))
     check_rounding(options.seed, stored, folds, storage.types)
