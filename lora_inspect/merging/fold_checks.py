@@ -29,12 +29,11 @@ def check_tied(base: Checkpoint, config: Mapping[str, Any] | None, folds: Mappin
     model_class = class_of_config(config)
     for name, fold in ((name, fold) for name, chain in folds.items() for fold in chain if _trains_one(fold)):
         sharing = model_class.sharing(name, config or {}) if model_class else None
-        if sharing is None:
-            has_shared_head = is_embedding(name) and not has_head(base)
-            weights: tuple[str, ...] = ("the head",) if has_shared_head and _is_of_a_head(config) else ()
-        else:
-            has_shared_head = False
+        has_shared_head = sharing is None and is_embedding(name) and not has_head(base)
+        if model_class and sharing is not None:
             weights = _without_tensor(base, model_class, sharing)
+        else:
+            weights = ("the head",) if has_shared_head and _is_of_a_head(config) else ()
         path, key = fold.adapter.checkpoint.path, fold.contribution.module.key
         if weights:
             raise RefusedError(
@@ -54,10 +53,8 @@ def check_tied(base: Checkpoint, config: Mapping[str, Any] | None, folds: Mappin
     return []
 
 
-def _without_tensor(base: Checkpoint, model_class: ModelClass | None, weights: Iterable[str]) -> tuple[str, ...]:
+def _without_tensor(base: Checkpoint, model_class: ModelClass, weights: Iterable[str]) -> tuple[str, ...]:
     """Return the modules of the weights that a base does not hold, "the head" for that one, the head first."""
-    if model_class is None:
-        return ()
     held = {as_pattern(name) for name in base.tensors}
     modules = [
         weight.removesuffix(".weight") for weight in weights if not held & set(model_class.names_in_file(weight))
